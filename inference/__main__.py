@@ -1,0 +1,79 @@
+"""``python -m inference INPUTS OUTPUTS``: arguments only; the work is in pipeline.py."""
+
+import argparse
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from inference.bundle import BundleError, read_bundle
+from inference.engine import EngineError, load_engine
+from inference.pipeline import InputError, Options, Segmenter, check_outputs, find_cases, segment_cases
+
+log = logging.getLogger("inference")
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+# Exit codes: everything done; some case failed; nothing could be started; stopped by a signal (128 + its number).
+DONE, CASE_FAILED, NOT_STARTED = 0, 1, 2
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m inference",
+        description="Segment abdominal CT scans: CASE_0000.nii.gz in, label map CASE.nii.gz out.",
+    )
+    parser.add_argument("inputs", type=Path, help="a scan CASE_0000.nii.gz (or .nii), or a folder of them")
+    parser.add_argument("outputs", type=Path, help="folder for the masks; other files in it stay untouched")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder with plan.json and its network")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, help="threads of the CPU engine; 0: the cores this process is given"
+    )
+    parser.add_argument(
+        "--precision", choices=("auto", "f32"), default="auto", help="f32: no bf16 (CPU), no TF32 (GPU)"
+    )
+    parser.add_argument("--step", type=float, help="window step as a fraction of the patch; default: the plan's")
+    parser.add_argument("--mirror", action="store_true", help="average the logits over all eight flips (slower)")
+    parser.add_argument("--no-postprocessing", action="store_true", help="leave the network's labels as they are")
+    parser.add_argument("--report", type=Path, help="JSON with volumes, seconds, memory and warnings, outside OUTPUTS")
+    parsed = parser.parse_args(arguments)
+    if parsed.threads < 0:
+        parser.error(f"--threads is {parsed.threads}; expected 0 or more")
+    if parsed.step is not None and not 0 < parsed.step <= 1:
+        parser.error(f"--step is {parsed.step}; expected a number above 0 and at most 1")
+    return parsed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parsed = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    # docker stop sends SIGTERM: leave through the same door as Ctrl-C, which removes a half-written mask.
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        cases, problems = find_cases(parsed.inputs, parsed.outputs)
+        check_outputs(parsed.inputs, parsed.outputs, parsed.report)
+        bundle = read_bundle(parsed.weights)
+        engine = load_engine(bundle, parsed.device, parsed.threads, parsed.precision)
+        log.info("%s; %d case%s", engine.name, len(cases), "s" * (len(cases) != 1))
+        options = Options(parsed.step, (0, 1, 2) if parsed.mirror else (), not parsed.no_postprocessing)
+        failed = segment_cases(cases, Segmenter(bundle, engine, options), problems, parsed.report)
+    except (InputError, BundleError, EngineError, OSError) as error:
+        log.error("%s", error)
+        return NOT_STARTED
+    except KeyboardInterrupt:
+        log.error("stopped; masks that were finished are whole, no other was written")
+        return 128 + signal.SIGINT
+    if failed:
+        log.error("%d of %d failed", failed, len(cases) + len(problems))
+    return CASE_FAILED if failed else DONE
+
+
+def _stop(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

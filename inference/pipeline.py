@@ -1,0 +1,286 @@
+"""The main path, read first: load a bundle once, segment a volume, walk a folder of scans."""
+
+import json
+import logging
+import os
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inference.bundle import Bundle, BundleError, Intensity, Plan
+from inference.engine import Engine, EngineError
+from inference.postprocess import Context, postprocess
+from inference.resample import Floats, labels_on_grid, slices_of, to_working_grid, working_shape
+from inference.sliding_window import Progress, mirrored, sliding_window
+from inference.volume import SUFFIXES, Array, Labels, Volume, VolumeError, atomic_write, read_volume, write_labels
+
+log = logging.getLogger(__name__)
+
+# A case CASE is CASE_0000.nii.gz among the inputs (nnU-Net's channel 0) and CASE.nii.gz among the outputs.
+CHANNEL = "_0000"
+
+
+class InputError(ValueError):
+    """Inputs or outputs that cannot be walked at all. The message names the path, what was found and what was expected."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a bundle is run. ``step``: window step, None takes the plan's. ``mirror_axes``: test-time mirroring, 0 z, 1 y, 2 x."""
+
+    step: float | None = None
+    mirror_axes: tuple[int, ...] = ()
+    postprocess: bool = True
+
+    def __post_init__(self) -> None:
+        if self.step is not None and not 0 < self.step <= 1:
+            raise ValueError(f"step is {self.step}; expected a number above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A label map (z, y, x) on the scan's grid, seconds per stage, and what its reader should know."""
+
+    labels: Labels
+    seconds: dict[str, float]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan on disk and the path of its mask."""
+
+    name: str
+    scan: Path
+    mask: Path
+
+
+@dataclass
+class Stopwatch:
+    """Seconds per stage; a stage that is entered again adds up."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+class Segmenter:
+    """A loaded bundle, ready for any number of scans."""
+
+    def __init__(self, bundle: Bundle, engine: Engine, options: Options | None = None) -> None:
+        self.plan = bundle.plan
+        self.engine = engine
+        self.options = options or Options()
+
+    def logits(self, image: Floats, progress: Progress | None = None) -> Iterator[Floats]:
+        """Logits of a scan on the working grid, in HU (z, y, x), as consecutive slabs (classes, n, y, x)."""
+        plan, options = self.plan, self.options
+        network = mirrored(self.engine, options.mirror_axes)
+        step = plan.step if options.step is None else options.step
+        return sliding_window(normalise(image, plan.intensity), plan.patch, step, network, progress)
+
+    def segment(self, scan: Volume, progress: Progress | None = None) -> Segmentation:
+        """Label map of a scan, which must be in the plan's orientation. Its working set is a few windows and the scan."""
+        watch = Stopwatch()
+        with watch.stage("resample"):
+            target = working_shape(scan.shape, scan.spacing, self.plan.spacing)
+            image = to_working_grid(scan.voxels, target)
+        with watch.stage("labels"):
+            slices = slices_of(_timed(self.logits(image, progress), watch, "network"))
+            labels = labels_on_grid(slices, target[0], scan.shape)
+        # The slabs are made while the labels are painted: take the network's share out.
+        watch.seconds["labels"] -= watch.seconds["network"]
+        warnings: tuple[str, ...] = ()
+        if self.options.postprocess:
+            with watch.stage("rules"):
+                labels, warnings = postprocess(labels, Context.of(self.plan, scan.voxel_volume))
+        if not labels.any():
+            warnings = (*warnings, "no organ found: the mask is empty")
+        return Segmentation(labels, watch.seconds, warnings)
+
+
+def normalise(image: Array, intensity: Intensity) -> Floats:
+    """HU to the network's range: clip, then z-score (nnU-Net's CT scheme), float32."""
+    clipped = np.clip(image.astype(np.float32, copy=False), intensity.clip_low, intensity.clip_high)
+    clipped -= np.float32(intensity.mean)
+    clipped /= np.float32(intensity.std)
+    return clipped
+
+
+def find_cases(inputs: Path, outputs: Path) -> tuple[list[Case], list[str]]:
+    """Cases of a folder, or of one scan, and a sentence for every scan that cannot be one.
+
+    Raises InputError where there is no scan at all.
+    """
+    if inputs.is_dir():
+        entries = sorted(entry for entry in inputs.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    elif inputs.is_file():
+        entries = [inputs]
+    else:
+        raise InputError(f"{inputs}: no such file or folder; expected a scan CASE{CHANNEL}.nii.gz or a folder of them")
+    scans = [entry for entry in entries if entry.name.endswith(SUFFIXES)]
+    for entry in entries:
+        if entry not in scans:
+            log.warning("%s: passed over; scans end in %s", entry, " or ".join(SUFFIXES))
+    if not scans:
+        raise InputError(f"{inputs}: holds no scan; expected at least one file CASE{CHANNEL}.nii.gz")
+    by_name: dict[str, list[Path]] = {}
+    problems = []
+    for scan in scans:
+        stem = scan.name.removesuffix(".gz").removesuffix(".nii")
+        name = stem.removesuffix(CHANNEL)
+        if name in (stem, ""):
+            problems.append(f"{scan}: the name does not end in {CHANNEL}; expected CASE{CHANNEL}.nii.gz")
+        else:
+            by_name.setdefault(name, []).append(scan)
+    cases = []
+    for name, paths in by_name.items():
+        if len(paths) > 1:
+            both = " and ".join(path.name for path in paths)
+            problems.append(f"{inputs}: {both} would both become {name}.nii.gz; expected one scan per case")
+        else:
+            cases.append(Case(name, paths[0], outputs / f"{name}.nii.gz"))
+    return cases, problems
+
+
+def check_outputs(inputs: Path, outputs: Path, report: Path | None) -> None:
+    """Make the output folder and see that results can be written, before any work. Raises InputError."""
+    try:
+        outputs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{outputs}: cannot be made ({error.strerror}); expected a folder for the masks") from error
+    if not os.access(outputs, os.W_OK | os.X_OK):
+        raise InputError(f"{outputs}: cannot be written to; expected a writable folder for the masks")
+    folder = inputs if inputs.is_dir() else inputs.parent
+    if folder.resolve() == outputs.resolve():
+        raise InputError(f"{outputs}: is the input folder too; expected another folder for the masks")
+    if report is None:
+        return
+    if report.resolve().is_relative_to(outputs.resolve()):
+        raise InputError(
+            f"{report}: lies in the output folder, which holds masks and nothing else; expected a path outside"
+        )
+    if not (report.parent.is_dir() and os.access(report.parent, os.W_OK | os.X_OK)):
+        raise InputError(f"{report}: its folder does not exist or cannot be written to; expected a writable folder")
+
+
+def segment_cases(
+    cases: Sequence[Case], segmenter: Segmenter, problems: Sequence[str] = (), report: Path | None = None
+) -> int:
+    """Segment every case and write its mask; one that fails is named and the rest goes on.
+
+    ``problems`` (see ``find_cases``) and the cases that fail are logged and counted: the number is returned.
+    ``report``: JSON of organ volumes, seconds, memory and warnings per case, rewritten whole after each case.
+    """
+    for problem in problems:
+        log.error("%s", problem)
+    entries: list[dict[str, Any]] = [{"case": None, "error": problem} for problem in problems]
+    failed = len(problems)
+    for number, case in enumerate(cases, start=1):
+        log.info("%d/%d %s", number, len(cases), case.name)
+        try:
+            entry = _segment_case(case, segmenter)
+        except (VolumeError, EngineError, BundleError, OSError, MemoryError) as error:
+            failed += 1
+            message = _message(case, error)
+            log.error("%s", message)
+            entry = {"case": case.name, "error": message}
+        entries.append(entry)
+        if report:
+            _write_report(report, segmenter, entries)
+    return failed
+
+
+def _write_report(report: Path, segmenter: Segmenter, entries: list[dict[str, Any]]) -> None:
+    """The report of what was done so far. A report that cannot be written is no reason to stop making masks."""
+    try:
+        atomic_write(
+            report, (json.dumps({"engine": segmenter.engine.name, "cases": entries}, indent=2) + "\n").encode()
+        )
+    except OSError as error:
+        log.error("%s: could not be written (%s)", report, error.strerror)
+
+
+def _segment_case(case: Case, segmenter: Segmenter) -> dict[str, Any]:
+    """Read, segment, write one case; returns its entry of the report."""
+    watch = Stopwatch()
+    with watch.stage("read"):
+        scan = read_volume(case.scan, segmenter.plan.orientation)
+    result = segmenter.segment(scan, _log_progress())
+    with watch.stage("write"):
+        write_labels(case.mask, result.labels, scan)
+    warnings = (*scan.warnings, *result.warnings)
+    for warning in warnings:
+        log.warning("%s: %s", case.scan, warning)
+    seconds = {**watch.seconds, **result.seconds}
+    seconds = {
+        name: round(seconds[name], 3)
+        for name in ("read", "resample", "network", "labels", "rules", "write")
+        if name in seconds
+    }
+    log.info(
+        "  %s in %.1f s (%s)", case.mask, sum(seconds.values()), ", ".join(f"{k} {v:.1f}" for k, v in seconds.items())
+    )
+    return {
+        "case": case.name,
+        "shape": scan.shape,
+        "spacing": [round(side, 4) for side in scan.spacing],
+        "organ_ml": organ_volumes(result.labels, segmenter.plan, scan.voxel_volume),
+        "seconds": seconds,
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "warnings": warnings,
+    }
+
+
+def organ_volumes(labels: Labels, plan: Plan, voxel_volume: float) -> dict[str, float]:
+    """mL of every organ of the plan in a label map."""
+    counts = [np.count_nonzero(labels == index) for index in range(1, len(plan.classes))]
+    return {name: round(count * voxel_volume / 1000, 2) for name, count in zip(plan.classes[1:], counts, strict=True)}
+
+
+def _message(case: Case, error: Exception) -> str:
+    """One sentence that names the file."""
+    if isinstance(error, VolumeError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"{case.scan}: not enough memory ({error}); expected room for the scan and a few windows"
+    if isinstance(error, OSError):
+        return f"{case.mask}: could not be written ({error.strerror or error}); nothing was left of it"
+    return f"{case.scan}: {error}"
+
+
+def _timed(slabs: Iterator[Floats], watch: Stopwatch, stage: str) -> Iterator[Floats]:
+    """Pass slabs on and charge the time that they take to make to ``stage``."""
+    while True:
+        with watch.stage(stage):
+            slab = next(slabs, None)
+        if slab is None:
+            return
+        yield slab
+
+
+def _log_progress(every: float = 5.0) -> Progress:
+    """A progress callback that logs at most once in ``every`` seconds."""
+    start = last = time.monotonic()
+
+    def progress(done: int, windows: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= every and done < windows:
+            last = now
+            left = (now - start) / done * (windows - done)
+            log.info("  window %d of %d, about %.0f s left", done, windows, left)
+
+    return progress

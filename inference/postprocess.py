@@ -1,0 +1,169 @@
+"""The five post-processing rules of the paper (section 2.3), in its order, on the scan's grid.
+
+Each rule takes and returns a label map (z, y, x) and is idempotent. The list as a whole is not (a fragment that the last
+rule removes can move the crop of the third), so it runs once, on what the network said. Rules know organs by name: for a
+bundle without an organ they skip it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cc3d
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from inference.bundle import Plan
+from inference.volume import Labels
+
+Mask = npt.NDArray[np.bool_]
+Box = tuple[slice, slice, slice]
+
+SMALLEST_SHARE = 0.5  # of the smallest training volume of that organ
+FRAGMENT_SHARE = 0.1  # of the organ's own volume
+CLOSING = np.ones((5, 5, 5), bool)
+RING = np.ones((3, 3), bool)
+ADRENAL_GLANDS = ("right_adrenal_gland", "left_adrenal_gland")
+VESSELS = ("aorta", "inferior_vena_cava", "esophagus")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the rules need beside the labels: ``ids`` of organs by name, ``minima`` in mm3 by name, mm3 of one voxel."""
+
+    ids: Mapping[str, int]
+    minima: Mapping[str, float]
+    voxel_volume: float
+
+    @staticmethod
+    def of(plan: Plan, voxel_volume: float) -> "Context":
+        ids = {name: index for index, name in enumerate(plan.classes) if index}
+        return Context(ids, plan.organ_minima_mm3, voxel_volume)
+
+
+def remove_too_small(labels: Labels, context: Context) -> Labels:
+    """Rule 1: an organ under half of its smallest training volume goes, unless the scan's first or last slice cuts it."""
+    boxes = _boxes(labels)
+    labels = labels.copy()
+    for name, minimum in context.minima.items():
+        organ = context.ids.get(name, 0)
+        if organ not in boxes:
+            continue
+        box = boxes[organ]
+        cut = box[0].start == 0 or box[0].stop == len(labels)
+        inside = labels[box] == organ
+        if not cut and np.count_nonzero(inside) * context.voxel_volume < SMALLEST_SHARE * minimum:
+            labels[box][inside] = 0
+    return labels
+
+
+def close_adrenal_glands(labels: Labels, context: Context) -> Labels:
+    """Rule 2: binary closing, 5 x 5 x 5 voxels, of each adrenal gland; only background is filled."""
+    boxes = _boxes(labels)
+    labels = labels.copy()
+    for name in ADRENAL_GLANDS:
+        organ = context.ids.get(name, 0)
+        if organ not in boxes:
+            continue
+        # The closing of a mask stays within its bounding box. Zeros around it keep the box's own border out of play.
+        inside = labels[boxes[organ]]
+        closed = ndimage.binary_closing(np.pad(inside == organ, 2), CLOSING)[2:-2, 2:-2, 2:-2]
+        inside[closed & (inside == 0)] = organ
+    return labels
+
+
+def crop_to_abdomen(labels: Labels, context: Context) -> Labels:
+    """Rule 3: slices before the first and after the last with aorta, vena cava or esophagus go. Without any, all stay."""
+    boxes = _boxes(labels)
+    extents = [boxes[organ][0] for organ in _vessel_ids(context) if organ in boxes]
+    if not extents:
+        return labels
+    labels = labels.copy()
+    labels[: min(extent.start for extent in extents)] = 0
+    labels[max(extent.stop for extent in extents) :] = 0
+    return labels
+
+
+def return_gallbladder_to_liver(labels: Labels, context: Context) -> Labels:
+    """Rule 4: a gallbladder component that liver encloses in some axial slice becomes liver.
+
+    Enclosed: the one-voxel ring around it in that slice is all liver. Lesions of the liver look like gallbladder.
+    """
+    gallbladder, liver = context.ids.get("gallbladder", 0), context.ids.get("liver", 0)
+    boxes = _boxes(labels)
+    if not liver or gallbladder not in boxes:
+        return labels
+    labels = labels.copy()
+    # One voxel more in plane, where the scan has one, to hold the ring.
+    z, *plane = boxes[gallbladder]
+    box = (z, *(slice(max(side.start - 1, 0), side.stop + 1) for side in plane))
+    inside = labels[box]
+    # Outside the scan nothing is known to be liver.
+    framed = np.pad(inside, ((0, 0), (1, 1), (1, 1)))
+    components = _components(framed == gallbladder)
+    for index in range(1, int(components.max()) + 1):
+        component = components == index
+        if any(_enclosed(framed[k], component[k], liver) for k in np.flatnonzero(component.any(axis=(1, 2)))):
+            inside[component[:, 1:-1, 1:-1]] = liver
+    return labels
+
+
+def remove_fragments(labels: Labels, context: Context) -> Labels:
+    """Rule 5: a 26-connected component under a tenth of its organ's volume goes."""
+    boxes = _boxes(labels)
+    labels = labels.copy()
+    for organ in context.ids.values():
+        if organ not in boxes:
+            continue
+        inside = labels[boxes[organ]]
+        components = _components(inside == organ)
+        sizes = np.bincount(components.ravel())
+        sizes[0] = 0
+        fragment = sizes < FRAGMENT_SHARE * sizes.sum()
+        fragment[0] = False
+        if fragment.any():
+            inside[fragment[components]] = 0
+    return labels
+
+
+Rule = Callable[[Labels, Context], Labels]
+RULES: tuple[Rule, ...] = (
+    remove_too_small,
+    close_adrenal_glands,
+    crop_to_abdomen,
+    return_gallbladder_to_liver,
+    remove_fragments,
+)
+
+
+def postprocess(labels: Labels, context: Context) -> tuple[Labels, tuple[str, ...]]:
+    """All rules once, in order. Returns the new label map and what the reader of the mask should know."""
+    warnings = []
+    vessels = _vessel_ids(context)
+    if vessels and labels.any() and not np.isin(labels, vessels).any():
+        warnings.append("no aorta, inferior vena cava or esophagus found: the mask was not cropped to the abdomen")
+    for rule in RULES:
+        labels = rule(labels, context)
+    return labels, tuple(warnings)
+
+
+def _vessel_ids(context: Context) -> list[int]:
+    return [context.ids[name] for name in VESSELS if name in context.ids]
+
+
+def _boxes(labels: Labels) -> dict[int, Box]:
+    """Bounding box of every label that is there."""
+    found: list[Any] = ndimage.find_objects(labels)
+    return {index: box for index, box in enumerate(found, start=1) if box is not None}
+
+
+def _components(mask: Mask) -> npt.NDArray[np.uint32]:
+    components: npt.NDArray[np.uint32] = cc3d.connected_components(mask, connectivity=26, out_dtype=np.uint32)
+    return components
+
+
+def _enclosed(plane: Labels, component: Mask, organ: int) -> bool:
+    """Whether the ring of one voxel around ``component`` in ``plane`` (both (y, x)) is all ``organ``."""
+    ring = ndimage.binary_dilation(component, RING) & ~component
+    return bool((plane[ring] == organ).all())

@@ -1,0 +1,141 @@
+"""To the working grid, and logits back to labels on the scan's grid: both directions of one geometry side by side.
+
+Trilinear both ways with half-pixel centres, ``source = (target + 0.5) * n_source / n_target - 0.5``, and edges that
+replicate: never a fill value. The same code makes the training set, the pseudo-labels and the container's masks.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from inference.volume import Array, Labels, Shape, Spacing
+
+Floats = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.intp]
+
+
+class Axis(NamedTuple):
+    """Linear interpolation along one axis: target i is ``(1 - fraction[i]) * source[low[i]] + fraction[i] * source[high[i]]``."""
+
+    low: Indices
+    high: Indices
+    fraction: Floats
+
+
+def axis(source: int, target: int) -> Axis:
+    """Interpolation from ``source`` to ``target`` samples that span the same length."""
+    position = (np.arange(target) + 0.5) * (source / target) - 0.5
+    position = np.clip(position, 0, source - 1)
+    low = np.floor(position).astype(np.intp)
+    return Axis(low, np.minimum(low + 1, source - 1), (position - low).astype(np.float32))
+
+
+def working_shape(shape: Shape, spacing: Spacing, working_spacing: Spacing) -> Shape:
+    """Voxels (z, y, x) of the working grid that covers a scan, at least one along each axis; rounded as nnU-Net does."""
+    z, y, x = (
+        max(1, round(old / new * count)) for count, old, new in zip(shape, spacing, working_spacing, strict=True)
+    )
+    return z, y, x
+
+
+def working_affine(affine: Array, shape: Shape, target: Shape) -> Array:
+    """Affine (index x, y, z to RAS mm) of the working grid ``target`` (z, y, x) that covers a scan of ``shape``."""
+    ratio = np.array([n / m for n, m in zip(shape[::-1], target[::-1], strict=True)])
+    scale = np.diag([*ratio, 1.0])
+    scale[:3, 3] = (ratio - 1) / 2  # centre of the first target voxel, in source voxels
+    return affine @ scale
+
+
+def to_working_grid(voxels: Array, target: Shape) -> Floats:
+    """A scan (z, y, x) on the working grid: float32 in whole HU.
+
+    Whole, because the training set stores int16: so training and inference see the same voxels.
+    """
+    planes, rows, columns = (axis(n, m) for n, m in zip(voxels.shape, target, strict=True))
+    out = np.empty(target, np.float32)
+    for z, (low, high, fraction) in enumerate(zip(*planes, strict=True)):
+        plane = _lerp(voxels[low], voxels[high], fraction)
+        plane = _lerp(plane[rows.low], plane[rows.high], rows.fraction[:, None])
+        plane = _lerp(plane[:, columns.low], plane[:, columns.high], columns.fraction)
+        np.rint(plane, out=out[z])
+    return out
+
+
+def labels_to_working_grid(labels: Labels, target: Shape) -> Labels:
+    """A label map (z, y, x) on the working grid: the label whose trilinearly interpolated indicator is largest."""
+    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=1)).astype(np.uint8)
+    slices = ((labels[z] == present[:, None, None]).astype(np.float32) for z in range(len(labels)))
+    return present[labels_on_grid(slices, len(labels), target)]
+
+
+def labels_on_grid(slices: Iterable[Floats], depth: int, target: Shape) -> Labels:
+    """Arg-max over the classes of logits that are interpolated trilinearly to the grid ``target`` (z, y, x).
+
+    ``slices``: ``depth`` axial slices (classes, y, x), from the first to the last; two are held at a time, and nothing
+    of the size classes x scan ever exists. Equal to interpolating every class everywhere: interpolated logits are
+    convex combinations of their corners, so where the corners agree on the largest class, so does all between them.
+    Only the rest, a few per cent at the organs' borders, is interpolated.
+    """
+    planes = axis(depth, target[0])
+    out = np.empty(target, np.uint8)
+    before: Floats | None = None
+    z = 0
+    for index, current in enumerate(slices):
+        while z < target[0] and planes.high[z] <= index:
+            # Targets grow with z, so the lower corner is this slice or the one before.
+            lower = current if before is None or planes.low[z] == index else before
+            _argmax_resized(_lerp(lower, current, planes.fraction[z]), out[z])
+            z += 1
+        before = current
+    if z < target[0]:
+        raise ValueError(f"got {index + 1} slices; expected {depth}")
+    return out
+
+
+def _argmax_resized(logits: Floats, out: Labels) -> None:
+    """Arg-max of ``logits`` (classes, y, x) resized bilinearly to ``out`` (Y, X)."""
+    winners = argmax(logits)
+    if winners.shape == out.shape:
+        out[...] = winners
+        return
+    rows, columns = axis(winners.shape[0], out.shape[0]), axis(winners.shape[1], out.shape[1])
+    agreed = np.ones(winners.shape, bool)
+    agreed[:-1] &= winners[:-1] == winners[1:]
+    agreed[:, :-1] &= winners[:, :-1] == winners[:, 1:]
+    agreed[:-1, :-1] &= winners[:-1, :-1] == winners[1:, 1:]
+    out[...] = winners[rows.low][:, columns.low]
+    y, x = np.nonzero(~agreed[rows.low][:, columns.low])
+    top, bottom, left, right = rows.low[y], rows.high[y], columns.low[x], columns.high[x]
+    upper = _lerp(logits[:, top, left], logits[:, top, right], columns.fraction[x])
+    lower = _lerp(logits[:, bottom, left], logits[:, bottom, right], columns.fraction[x])
+    out[y, x] = _lerp(upper, lower, rows.fraction[y]).argmax(axis=0)
+
+
+def argmax(logits: Floats) -> Labels:
+    """Index of the largest of ``logits`` (classes, ...) at every voxel, the first where several are equal.
+
+    A running maximum: numpy's own arg-max over a leading axis walks memory the long way and takes ten times as long.
+    """
+    best = logits[0].copy()
+    winners = np.zeros(best.shape, np.uint8)
+    for index in range(1, len(logits)):
+        np.copyto(winners, index, where=logits[index] > best)
+        np.maximum(best, logits[index], out=best)
+    return winners
+
+
+def slices_of(slabs: Iterable[Floats]) -> Iterator[Floats]:
+    """The axial slices (classes, y, x) of consecutive slabs (classes, n, y, x)."""
+    for slab in slabs:
+        yield from np.moveaxis(slab, 1, 0)
+
+
+def _lerp(low: Array, high: Array, fraction: Floats | np.float32) -> Floats:
+    """``low + fraction * (high - low)`` in float32."""
+    start = low.astype(np.float32, copy=False)
+    step = high - start
+    step *= fraction
+    step += start
+    return step

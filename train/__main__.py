@@ -1,0 +1,50 @@
+"""``python -m train COMMAND``: each command lives in the module that does the work, and is imported when it is called.
+
+So `phantom`, `evaluate` and `picture` run where torch and nnU-Net are not installed.
+"""
+
+import argparse
+import importlib
+import logging
+import signal
+import sys
+
+log = logging.getLogger("train")
+
+# command: (module with add_arguments(parser) and run(args) -> exit code, one line of help)
+COMMANDS = {
+    "phantom": ("train.phantom", "write a FLARE22 data set of synthetic abdomens with known truth"),
+    "fit": ("train.fit", "prepare a data set, train one nnU-Net, export its bundle"),
+    "export": ("train.export", "turn a trained checkpoint into a bundle: plan.json and model.onnx"),
+    "evaluate": ("train.evaluate", "DSC and NSD per case and organ, as the challenge measures them"),
+    "picture": ("train.picture", "a scan and its mask in three planes, as PNG"),
+    "baseline": ("train.baseline", "segment by thresholds and average positions: what a network has to beat"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code (2: wrong usage, 130: stopped by Ctrl-C)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="python -m train")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, line) in COMMANDS.items():
+        command = commands.add_parser(name, help=line, description=line)
+        if arguments and arguments[0] == name:
+            importlib.import_module(module).add_arguments(command)
+    parsed = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        code: int = importlib.import_module(COMMANDS[parsed.command][0]).run(parsed)
+    except KeyboardInterrupt:
+        log.error("stopped; what was finished is kept, start the same command again to go on")
+        return 128 + signal.SIGINT
+    return code
+
+
+def _stop(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
