@@ -18,6 +18,7 @@ from inference.bundle import Plan
 from inference.volume import Labels
 
 Mask = npt.NDArray[np.bool_]
+Components = npt.NDArray[np.uint32]
 Box = tuple[slice, slice, slice]
 
 SMALLEST_SHARE = 0.5  # of the smallest training volume of that organ
@@ -95,17 +96,17 @@ def return_gallbladder_to_liver(labels: Labels, context: Context) -> Labels:
     if not liver or gallbladder not in boxes:
         return labels
     labels = labels.copy()
-    # One voxel more in plane, where the scan has one, to hold the ring.
-    z, *plane = boxes[gallbladder]
-    box = (z, *(slice(max(side.start - 1, 0), side.stop + 1) for side in plane))
-    inside = labels[box]
-    # Outside the scan nothing is known to be liver.
-    framed = np.pad(inside, ((0, 0), (1, 1), (1, 1)))
+    # One voxel of frame in plane holds the rings; outside the scan nothing is known to be liver.
+    z, y, x = boxes[gallbladder]
+    framed = np.pad(labels[z], ((0, 0), (1, 1), (1, 1)))[:, y.start : y.stop + 2, x.start : x.stop + 2]
     components = _components(framed == gallbladder)
-    for index in range(1, int(components.max()) + 1):
-        component = components == index
-        if any(_enclosed(framed[k], component[k], liver) for k in np.flatnonzero(component.any(axis=(1, 2)))):
-            inside[component[:, 1:-1, 1:-1]] = liver
+    enclosed = np.zeros(framed.shape, bool)
+    for index, (depth, height, width) in _boxes(components).items():
+        around = (depth, slice(height.start - 1, height.stop + 1), slice(width.start - 1, width.stop + 1))
+        component = components[around] == index
+        if any(_enclosed(plane, piece, liver) for plane, piece in zip(framed[around], component, strict=True)):
+            enclosed[around] |= component
+    labels[z, y, x][enclosed[:, 1:-1, 1:-1]] = liver
     return labels
 
 
@@ -152,18 +153,18 @@ def _vessel_ids(context: Context) -> list[int]:
     return [context.ids[name] for name in VESSELS if name in context.ids]
 
 
-def _boxes(labels: Labels) -> dict[int, Box]:
+def _boxes(labels: Labels | Components) -> dict[int, Box]:
     """Bounding box of every label that is there."""
     found: list[Any] = ndimage.find_objects(labels)
     return {index: box for index, box in enumerate(found, start=1) if box is not None}
 
 
-def _components(mask: Mask) -> npt.NDArray[np.uint32]:
-    components: npt.NDArray[np.uint32] = cc3d.connected_components(mask, connectivity=26, out_dtype=np.uint32)
+def _components(mask: Mask) -> Components:
+    components: Components = cc3d.connected_components(mask, connectivity=26, out_dtype=np.uint32)
     return components
 
 
 def _enclosed(plane: Labels, component: Mask, organ: int) -> bool:
     """Whether the ring of one voxel around ``component`` in ``plane`` (both (y, x)) is all ``organ``."""
     ring = ndimage.binary_dilation(component, RING) & ~component
-    return bool((plane[ring] == organ).all())
+    return bool(component.any()) and bool((plane[ring] == organ).all())

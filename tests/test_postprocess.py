@@ -1,0 +1,221 @@
+import numpy as np
+import pytest
+
+from inference.organs import CLASSES
+from inference.postprocess import (
+    RULES,
+    Context,
+    close_adrenal_glands,
+    crop_to_abdomen,
+    postprocess,
+    remove_fragments,
+    remove_too_small,
+    return_gallbladder_to_liver,
+)
+
+IDS = {name: index for index, name in enumerate(CLASSES) if index}
+LIVER, SPLEEN, AORTA, RIGHT_ADRENAL, GALLBLADDER, ESOPHAGUS = 1, 3, 5, 7, 9, 10
+
+
+def context(**minima: float) -> Context:
+    return Context(IDS, minima, 2.0)
+
+
+def empty(shape: tuple[int, int, int] = (10, 20, 20)) -> np.ndarray:
+    return np.zeros(shape, np.uint8)
+
+
+def test_an_organ_under_half_its_smallest_training_volume_goes() -> None:
+    labels = empty()
+    labels[3:5, 3:8, 3:8] = SPLEEN  # 50 voxels, 100 mm3
+    labels[3:5, 12:18, 12:18] = LIVER  # 72 voxels, 144 mm3
+    kept = remove_too_small(labels, context(spleen=200.0, liver=280.0))
+    assert (kept == labels).all()  # exactly half stays
+    cut = remove_too_small(labels, context(spleen=201.0, liver=280.0))
+    assert not (cut == SPLEEN).any()
+    assert ((cut == LIVER) == (labels == LIVER)).all()
+
+
+@pytest.mark.parametrize("end", [0, 9])
+def test_an_organ_that_the_scans_end_cuts_is_not_too_small(end: int) -> None:
+    labels = empty()
+    labels[end, 3:5, 3:5] = SPLEEN
+    assert (remove_too_small(labels, context(spleen=1e6)) == labels).all()
+
+
+def test_an_organ_at_the_scans_side_is_still_too_small() -> None:
+    labels = empty()
+    labels[4, 0:2, 0:2] = SPLEEN
+    assert not remove_too_small(labels, context(spleen=1e6)).any()
+
+
+def test_an_organ_without_a_minimum_stays() -> None:
+    labels = empty()
+    labels[4, 4, 4] = SPLEEN
+    assert (remove_too_small(labels, context(liver=1e6)) == labels).all()
+
+
+def test_a_gap_in_an_adrenal_gland_is_closed() -> None:
+    labels = empty()
+    labels[4, 5, 2:6] = RIGHT_ADRENAL
+    labels[4, 5, 9:13] = RIGHT_ADRENAL
+    closed = close_adrenal_glands(labels, context())
+    assert (closed[4, 5, 2:13] == RIGHT_ADRENAL).all()
+    assert np.count_nonzero(closed) == 11
+
+
+def test_closing_overwrites_no_other_organ() -> None:
+    labels = empty()
+    labels[4, 5, 2:6] = RIGHT_ADRENAL
+    labels[4, 5, 7] = LIVER
+    labels[4, 5, 9:13] = RIGHT_ADRENAL
+    closed = close_adrenal_glands(labels, context())
+    assert closed[4, 5].tolist()[2:13] == [7, 7, 7, 7, 7, 1, 7, 7, 7, 7, 7]
+
+
+def test_closing_is_the_same_at_the_scans_border() -> None:
+    labels = empty((3, 6, 6))
+    labels[0, 0, 0] = labels[0, 0, 3] = labels[2, 5, 5] = RIGHT_ADRENAL
+    wide = np.pad(labels, 8)
+    expected = close_adrenal_glands(wide, context())[8:-8, 8:-8, 8:-8]
+    assert (close_adrenal_glands(labels, context()) == expected).all()
+
+
+def test_closing_leaves_other_organs_open() -> None:
+    labels = empty()
+    labels[4, 5, 2:6] = labels[4, 5, 7:9] = SPLEEN
+    assert (close_adrenal_glands(labels, context()) == labels).all()
+
+
+def test_slices_beyond_vessels_and_esophagus_go_and_their_own_stay() -> None:
+    labels = empty()
+    labels[:, 2:5, 2:5] = LIVER
+    labels[3:6, 10, 10] = AORTA
+    labels[7, 12, 12] = ESOPHAGUS
+    cropped = crop_to_abdomen(labels, context())
+    assert [bool(plane.any()) for plane in cropped] == [3 <= z <= 7 for z in range(10)]
+    assert (cropped[3:8] == labels[3:8]).all()
+
+
+def test_a_scan_without_vessels_keeps_its_labels_and_says_so() -> None:
+    labels = empty()
+    labels[2:8, 2:8, 2:8] = LIVER
+    assert (crop_to_abdomen(labels, context()) == labels).all()
+    result, warnings = postprocess(labels, context())
+    assert (result == labels).all()
+    assert "not cropped" in warnings[0]
+
+
+def liver_with_gallbladder() -> np.ndarray:
+    labels = empty()
+    labels[1:9, 2:18, 2:18] = LIVER
+    labels[3:6, 6:9, 6:9] = GALLBLADDER
+    return labels
+
+
+def test_a_gallbladder_inside_the_liver_becomes_liver() -> None:
+    returned = return_gallbladder_to_liver(liver_with_gallbladder(), context())
+    assert not (returned == GALLBLADDER).any()
+    assert (returned[3:6, 6:9, 6:9] == LIVER).all()
+
+
+def test_one_enclosed_slice_is_enough() -> None:
+    labels = liver_with_gallbladder()
+    labels[3, 6, 9] = labels[4, 5, 7] = 0  # slice 5 stays enclosed
+    assert not (return_gallbladder_to_liver(labels, context()) == GALLBLADDER).any()
+
+
+def test_a_gap_in_every_slices_ring_keeps_the_gallbladder() -> None:
+    labels = liver_with_gallbladder()
+    labels[3:6, 5, 5] = 0  # a corner of the ring
+    assert (return_gallbladder_to_liver(labels, context()) == labels).all()
+
+
+def test_only_the_enclosed_component_changes() -> None:
+    labels = liver_with_gallbladder()
+    labels[3:6, 17:20, 12:15] = GALLBLADDER  # hangs out of the liver
+    returned = return_gallbladder_to_liver(labels, context())
+    assert (returned[3:6, 6:9, 6:9] == LIVER).all()
+    assert (returned[3:6, 17:20, 12:15] == GALLBLADDER).all()
+
+
+def test_the_scans_border_does_not_count_as_liver() -> None:
+    labels = np.full((3, 8, 8), LIVER, np.uint8)
+    labels[1, 0:2, 3:5] = GALLBLADDER
+    assert (return_gallbladder_to_liver(labels, context()) == labels).all()
+
+
+def test_a_fragment_under_a_tenth_of_its_organ_goes() -> None:
+    labels = empty()
+    labels[2:4, 2:7, 2:7] = SPLEEN  # 50
+    labels[7, 10, 10:15] = SPLEEN  # 5 of 60
+    labels[7, 15, 10:15] = SPLEEN  # 5 of 60
+    kept = remove_fragments(labels, context())
+    assert np.count_nonzero(kept) == 50
+
+
+def test_a_component_of_a_tenth_stays() -> None:
+    labels = empty()
+    labels[2:4, 2:5, 2:5] = SPLEEN  # 18
+    labels[7, 10, 10:12] = SPLEEN  # 2 of 20
+    assert (remove_fragments(labels, context()) == labels).all()
+
+
+def test_voxels_that_touch_at_a_corner_are_one_component() -> None:
+    labels = empty()
+    labels[2:4, 2:7, 2:7] = SPLEEN
+    labels[4, 7, 7] = SPLEEN
+    assert (remove_fragments(labels, context()) == labels).all()
+
+
+def random_labels(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((14, 30, 30), np.uint8)
+    for _ in range(60):
+        corner = rng.integers(0, (12, 26, 26))
+        size = rng.integers(1, (6, 12, 12))
+        labels[tuple(slice(c, c + s) for c, s in zip(corner, size))] = rng.choice([0, 1, 1, 1, 5, 7, 8, 9, 9, 9, 13])
+    return labels
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_each_rule_is_idempotent_and_leaves_its_input_alone(rule) -> None:
+    settings = context(liver=3000.0, aorta=200.0, gallbladder=150.0)
+    changed = 0
+    for seed in range(20):
+        labels = random_labels(seed)
+        before = labels.copy()
+        once = rule(labels, settings)
+        assert (labels == before).all()
+        assert (rule(once, settings) == once).all()
+        changed += not (once == labels).all()
+    assert changed > 0
+
+
+def test_the_rules_run_in_the_papers_order() -> None:
+    assert [rule.__name__ for rule in RULES] == [
+        "remove_too_small",
+        "close_adrenal_glands",
+        "crop_to_abdomen",
+        "return_gallbladder_to_liver",
+        "remove_fragments",
+    ]
+    # The gallbladder in the liver, rejoined by rule 4, is no fragment for rule 5: order shows in the result.
+    labels = liver_with_gallbladder()
+    labels[1:9, 19, 19] = AORTA
+    assert not (postprocess(labels, context())[0][3:6, 6:9, 6:9] != LIVER).any()
+
+
+def test_a_bundle_without_the_organs_skips_their_rules() -> None:
+    labels = empty()
+    labels[2:6, 3, 3:6] = labels[2:6, 3, 7:9] = 1
+    other = Context({"bladder": 1}, {}, 2.0)
+    result, warnings = postprocess(labels, other)
+    assert (result == labels).all()
+    assert warnings == ()
+
+
+def test_an_empty_mask_is_a_valid_answer() -> None:
+    result, warnings = postprocess(empty(), context(liver=1e6))
+    assert not result.any()
+    assert warnings == ()
