@@ -219,16 +219,17 @@ def _read_voxels(path: Path, content: bytes, header: Any) -> Array:
 def _read_affine(path: Path, header: Any) -> tuple[Array, tuple[str, ...]]:
     """The best affine of the file (sform, else qform, else spacing alone), checked, and what is odd about it."""
     pixdim = np.abs(np.asarray(header["pixdim"][1:4], float))
+    _check_spacing(path, pixdim)
+    if header["pixdim"][0] == 0:
+        # The standard takes this for 1; nibabel refuses it.
+        header = header.copy()
+        header["pixdim"][0] = 1
     try:
         affine = np.asarray(header.get_best_affine(), float)
     except Exception as error:  # a quaternion longer than one, among others
         raise VolumeError(f"{path}: the header's orientation cannot be used ({error})") from error
-    spacing = voxel_sizes(affine) if np.isfinite(affine).all() else np.full(3, np.nan)
-    low, high = SPACING_RANGE
-    for sizes in (pixdim, spacing):
-        if not (np.isfinite(sizes).all() and (sizes >= low).all() and (sizes <= high).all()):
-            found = " x ".join(f"{size:g}" for size in sizes)
-            raise VolumeError(f"{path}: spacing {found} mm; expected {low:g} to {high:g} mm along each axis")
+    spacing = voxel_sizes(affine)
+    _check_spacing(path, spacing)
     # Below this the three axes lie (almost) in one plane and no orientation can be told.
     if abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1 or np.isnan(nib.io_orientation(affine)).any():
         raise VolumeError(f"{path}: the header's axes are not independent; expected three directions in space")
@@ -243,6 +244,13 @@ def _read_affine(path: Path, header: Any) -> tuple[Array, tuple[str, ...]]:
             f"spacing differs between pixdim {_mm(pixdim)} and the affine {_mm(spacing)}; the affine counts"
         )
     return affine, tuple(warnings)
+
+
+def _check_spacing(path: Path, spacing: Array) -> None:
+    low, high = SPACING_RANGE
+    if not (np.isfinite(spacing).all() and (spacing >= low).all() and (spacing <= high).all()):
+        found = " x ".join(f"{side:g}" for side in spacing)
+        raise VolumeError(f"{path}: spacing {found} mm (x, y, z); expected {low:g} to {high:g} mm along each axis")
 
 
 def _unflipped(affine: Array) -> Array:
