@@ -123,7 +123,7 @@ def within(
     tree = KDTree(others * np.array(spacing), balanced_tree=False, compact_nodes=False)
     # The bound is a little wider, and the distance then taken from whole voxels, because many surfels lie exactly at
     # the tolerance (2 mm is two voxels of 1 mm) and sums of rounded coordinates would decide them by chance.
-    nearest = np.asarray(tree.query(points * np.array(spacing), distance_upper_bound=tolerance * (1 + 1e-6))[1])
+    nearest = np.asarray(tree.query(points * np.array(spacing), distance_upper_bound=tolerance + 1e-3)[1])
     found = nearest < len(others)
     offsets = (points[found] - others[nearest[found]]) * np.array(spacing)
     near[found] = np.sqrt((offsets**2).sum(axis=1)) <= tolerance
