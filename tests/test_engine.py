@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inference.bundle import Bundle, BundleError
+from inference.engine import (
+    Engine,
+    EngineError,
+    OnnxRuntimeEngine,
+    OpenVinoEngine,
+    _cgroup_quota,
+    available_cores,
+    load_engine,
+)
+from inference.resample import argmax
+from tests.conftest import level_model, make_bundle, make_plan
+
+WINDOW = np.random.default_rng(0).uniform(0, 13, (8, 16, 16)).astype(np.float32)
+
+
+def openvino(bundle: Bundle) -> Engine:
+    return OpenVinoEngine(bundle, 1, "f32")
+
+
+def onnxruntime(bundle: Bundle) -> Engine:
+    """The GPU engine's code on ONNX Runtime's CPU provider: the same path but for the device."""
+    pytest.importorskip("onnxruntime")
+    return OnnxRuntimeEngine(bundle, "f32", "CPUExecutionProvider")
+
+
+both = pytest.mark.parametrize("load", [openvino, onnxruntime])
+
+
+@both
+@pytest.mark.parametrize(
+    "model",
+    [
+        level_model(),
+        level_model(shape=(1, 1, 8, 16, 16)),
+        level_model(shape=("batch", 1, 8, 16, 16), names=("input", "output")),
+        level_model(names=("x:0", "some/long/name"), opset=11),
+        level_model(half=True),
+    ],
+    ids=["open", "fixed", "open batch", "odd names, old opset", "float16"],
+)
+def test_an_engine_runs_any_network_that_fits(load, model: bytes) -> None:
+    engine = load(make_bundle(model))
+    logits = engine(WINDOW)
+    assert logits.shape == (14, 8, 16, 16)
+    assert logits.dtype == np.float32
+    clear = np.abs(WINDOW - np.rint(WINDOW)) < 0.4
+    assert (argmax(logits) == np.rint(WINDOW))[clear].all()
+
+
+def test_both_engines_give_the_same_logits() -> None:
+    pytest.importorskip("onnxruntime")
+    first, second = openvino(make_bundle())(WINDOW).copy(), onnxruntime(make_bundle())(WINDOW)
+    np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-3)
+
+
+@both
+def test_a_network_that_does_not_fit_its_plan_is_refused(load) -> None:
+    fixed = level_model(shape=(1, 1, 8, 16, 16))
+    for bundle, reason in (
+        (make_bundle(fixed, patch=(8, 16, 24)), "input of 1 x 1 x 8 x 16 x 16; the plan expects 1 x 1 x 8 x 16 x 24"),
+        (make_bundle(level_model(9)), "expects 1 x 14 x 8 x 16 x 16"),
+        (make_bundle(level_model(shape=("N", 2, "z", "y", "x"))), "refuses|input of"),
+    ):
+        with pytest.raises(BundleError, match=reason):
+            load(bundle)(WINDOW)
+
+
+@both
+def test_a_file_that_is_no_network_is_refused(load) -> None:
+    with pytest.raises(BundleError, match=r"model.onnx: .* refuses the network"):
+        load(Bundle(make_plan(b"no network"), b"no network"))
+
+
+def test_a_gpu_that_is_not_there_is_said_not_to_be() -> None:
+    pytest.importorskip("onnxruntime")
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("there is a GPU")
+    with pytest.raises(EngineError, match="no GPU"):
+        load_engine(make_bundle(), "cuda")
+    assert load_engine(make_bundle(), "auto", 1).name == "OpenVINO, CPU, 1 thread"
+
+
+def test_the_cores_of_a_container_are_its_quota(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert _cgroup_quota(tmp_path) == 1.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert _cgroup_quota(tmp_path) is None
+    old = tmp_path / "old"
+    (old / "cpu").mkdir(parents=True)
+    (old / "cpu" / "cpu.cfs_quota_us").write_text("100000\n")
+    (old / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert _cgroup_quota(old) == 1.0
+    (old / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    assert _cgroup_quota(old) is None
+    assert _cgroup_quota(tmp_path / "none") is None
+    assert available_cores() >= 1
