@@ -1,0 +1,352 @@
+"""The only module that speaks nnU-Net v2: data set, plan, preprocessing, splits, training. nnU-Net is driven as it is.
+
+nnU-Net and torch are imported inside the functions that need them: both take seconds, and other commands do without.
+"""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inference.volume import atomic_write
+from train.config import Config, Training
+from train.prepare import worker_count
+from train.workspace import CONFIGURATION, PLANS, TRAINER, Workspace
+
+log = logging.getLogger(__name__)
+
+TRAINER_FOLDER = Path(__file__).with_name("trainer")
+READER = "NibabelIO"  # SimpleITK refuses the sheared headers of tilted scans
+
+
+class TrainingError(RuntimeError):
+    """A data set or a training that nnU-Net cannot go on with."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One fold: the cases a model trains on, and the labelled ones among the rest."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+def deal_folds(labelled: Sequence[str], pseudo_labelled: Sequence[str], folds: int, seed: int) -> tuple[Split, ...]:
+    """Deal cases into folds; each model trains on all but one, validation figures come from labelled cases only.
+
+    Both kinds are dealt apart, so a labelled case stays in its fold over all iterations (paper section 2.2).
+    """
+    random = np.random.default_rng(seed)
+    hands = zip(_deal(labelled, folds, random), _deal(pseudo_labelled, folds, random), strict=True)
+    everything = {*labelled, *pseudo_labelled}
+    return tuple(Split(tuple(sorted(everything - {*own, *guests})), tuple(sorted(own))) for own, guests in hands)
+
+
+def write_dataset(dataset: str, cases: Sequence[str], config: Config, workspace: Workspace) -> None:
+    """Write nnU-Net's dataset.json; it points at the prepared files, so nothing is copied."""
+    label = workspace.training_label if config.data.auxiliary_classes else workspace.label
+    path = workspace.raw_dataset(dataset)
+    relative = partial(os.path.relpath, start=path.parent)
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": {name: value for value, name in enumerate(config.classes)},
+        "numTraining": len(cases),
+        "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": READER,
+        "dataset": {
+            case: {"images": [relative(workspace.image(case))], "label": relative(label(case))} for case in cases
+        },
+    }
+    for target in (path, workspace.preprocessed(dataset) / "dataset.json"):
+        _write_json(target, content)
+
+
+def write_splits(dataset: str, splits: Sequence[Split], workspace: Workspace) -> None:
+    """Write nnU-Net's split file."""
+    _write_json(workspace.splits(dataset), [{"train": list(split.train), "val": list(split.val)} for split in splits])
+
+
+def make_plan(dataset: str, config: Config, workspace: Workspace) -> None:
+    """Write the plan of a data set from nnU-Net's fingerprint of its organs and the settings; an existing plan stays."""
+    if workspace.plans(dataset).exists():
+        return
+    with _environment(config, workspace):
+        fingerprint = _fingerprint(dataset, config, workspace)
+        if config.network.plan == "nnunet":
+            plans = _planned_by_nnunet(dataset)
+        else:
+            plans = _plans_from_settings(dataset, fingerprint, config)
+    configuration = plans["configurations"][CONFIGURATION]
+    configuration["spacing"] = list(config.prepare.spacing)
+    for kind in ("data", "seg", "probabilities"):
+        # The prepared grid is the working grid, so only nnU-Net's own predictor resamples: trilinear, both ways.
+        configuration[f"resampling_fn_{kind}_kwargs"]["force_separate_z"] = False
+    plans["configurations"] = {CONFIGURATION: configuration}
+    _write_json(workspace.plans(dataset), plans)
+
+
+def preprocess(dataset: str, config: Config, workspace: Workspace) -> None:
+    """nnU-Net's preprocessing (crop, normalise) of every case that has not been through it, several at once."""
+    folder = workspace.preprocessed_cases(dataset)
+    (folder / "part").mkdir(parents=True, exist_ok=True)
+    cases = json.loads(workspace.raw_dataset(dataset).read_text(encoding="utf-8"))["dataset"]
+    todo = [case for case in cases if not (folder / f"{case}.pkl").exists()]
+    log.info("preprocess: %d of %d cases to do", len(todo), len(cases))
+    if not todo:
+        return
+    job = partial(_preprocess_case, dataset=dataset, config=config, workspace=workspace)
+    with ProcessPoolExecutor(worker_count(config.prepare.workers, len(todo)), get_context("spawn")) as pool:
+        for count, _ in enumerate(pool.map(job, todo), 1):
+            if count % 10 == 0 or count == len(todo):
+                log.info("preprocess: %d of %d", count, len(todo))
+
+
+def train(dataset: str, fold: int | str, config: Config, workspace: Workspace) -> None:
+    """Train one fold with nnU-Net's trainer, going on from its last checkpoint; a finished training is left alone.
+
+    ``fold``: an index of the split file, or "all" for one model on every case. Raises TrainingError.
+    """
+    if workspace.final_checkpoint(dataset, fold).exists():
+        log.info("train: fold %s is done", fold)
+        return
+    _check_split(dataset, fold, workspace)
+    _set_training(dataset, config.training, workspace)
+    workspace.fold(dataset, fold).mkdir(parents=True, exist_ok=True)
+    resume = workspace.latest_checkpoint(dataset, fold).exists()
+    device = _device(config.training)
+    log.info("train: fold %s on %s, %s", fold, device, "from its last checkpoint" if resume else "from scratch")
+    with _environment(config, workspace), workspace.nnunet_log(dataset, fold).open("a", encoding="utf-8") as output:
+        import torch
+        from nnunetv2.run.run_training import run_training
+
+        if device == "cpu":
+            torch.set_num_threads(config.training.threads or len(os.sched_getaffinity(0)))
+        with contextlib.redirect_stdout(output):
+            run_training(
+                dataset,
+                CONFIGURATION,
+                fold,
+                TRAINER,
+                PLANS,
+                continue_training=resume,
+                device=torch.device(device),
+            )
+
+
+def read_plans(dataset: str, workspace: Workspace) -> dict[str, Any]:
+    """The plan of a data set. Raises TrainingError when there is none."""
+    path = workspace.plans(dataset)
+    try:
+        plans: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise TrainingError(f"{path}: cannot be read ({error}); expected nnU-Net's plan of the run") from error
+    return plans
+
+
+def load_network(dataset: str, checkpoint: Path, config: Config, workspace: Workspace) -> Any:
+    """The trained network as a torch module in float32: (1, 1, z, y, x) -> (1, classes, z, y, x), no deep supervision."""
+    import torch
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    architecture = read_plans(dataset, workspace)["configurations"][CONFIGURATION]["architecture"]
+    network = get_network_from_plans(
+        architecture["network_class_name"],
+        architecture["arch_kwargs"],
+        architecture["_kw_requires_import"],
+        1,
+        len(config.classes),
+        allow_init=False,
+        deep_supervision=False,
+    )
+    try:
+        # The file is our own; nnU-Net stores its log beside the weights, which torch's safe loading refuses.
+        weights = torch.load(checkpoint, map_location="cpu", weights_only=False)["network_weights"]
+    except FileNotFoundError as error:
+        raise TrainingError(f"{checkpoint}: does not exist; expected the checkpoint of a training") from error
+    network.load_state_dict(weights)
+    return network.float().eval()
+
+
+def _deal(cases: Sequence[str], folds: int, random: np.random.Generator) -> list[list[str]]:
+    order = [sorted(cases)[index] for index in random.permutation(len(cases))]
+    return [order[fold::folds] for fold in range(folds)]
+
+
+@contextlib.contextmanager
+def _environment(config: Config, workspace: Workspace) -> Iterator[None]:
+    """nnU-Net's environment variables, for as long as it works."""
+    variables = {
+        "nnUNet_raw": str(workspace.nnunet_raw.resolve()),
+        "nnUNet_preprocessed": str(workspace.nnunet_preprocessed.resolve()),
+        "nnUNet_results": str(workspace.nnunet_results.resolve()),
+        "nnUNet_extTrainer": str(TRAINER_FOLDER),
+    }
+    workers = 0 if config.training.deterministic else config.training.augmentation_workers
+    if workers >= 0:
+        variables["nnUNet_n_proc_DA"] = str(workers)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _fingerprint(dataset: str, config: Config, workspace: Workspace) -> dict[str, Any]:
+    """nnU-Net's fingerprint. Its intensities are those of the organs, whatever auxiliary classes the network learns."""
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    extractor = DatasetFingerprintExtractor(dataset, worker_count(config.prepare.workers, 64))
+    extractor.show_progress_bar = False
+    for case, files in extractor.dataset.items():
+        files["label"] = str(workspace.label(case).resolve())
+    log.info("fingerprint: %d cases", len(extractor.dataset))
+    extractor.run(overwrite_existing=True)
+    fingerprint: dict[str, Any] = json.loads(workspace.fingerprint(dataset).read_text(encoding="utf-8"))
+    return fingerprint
+
+
+def _planned_by_nnunet(dataset: str) -> dict[str, Any]:
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+    from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+
+    planner = ExperimentPlanner(dataset, suppress_transpose=True)
+    with contextlib.redirect_stdout(None):
+        plans: dict[str, Any] = planner.plan_experiment()
+    recursive_fix_for_json_export(plans)
+    return plans
+
+
+def _plans_from_settings(dataset: str, fingerprint: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """Plans as nnU-Net writes them, with patch and network from the settings."""
+    shape = [round(size) for size in np.median(fingerprint["shapes_after_crop"], axis=0)]
+    return {
+        "dataset_name": dataset,
+        "plans_name": PLANS,
+        "original_median_spacing_after_transp": list(config.prepare.spacing),
+        "original_median_shape_after_transp": shape,
+        "image_reader_writer": READER,
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {CONFIGURATION: _configuration(shape, config)},
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": fingerprint["foreground_intensity_properties_per_channel"],
+    }
+
+
+def _configuration(shape: Sequence[int], config: Config) -> dict[str, Any]:
+    resample = "resample_data_or_seg_to_shape"
+    return {
+        "data_identifier": f"{PLANS}_{CONFIGURATION}",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": config.network.batch_size,
+        "patch_size": list(config.network.patch),
+        "median_image_size_in_voxels": list(shape),
+        "spacing": list(config.prepare.spacing),
+        "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False],
+        "resampling_fn_data": resample,
+        "resampling_fn_seg": resample,
+        "resampling_fn_probabilities": resample,
+        "resampling_fn_data_kwargs": {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": False},
+        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": False},
+        "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": False},
+        "batch_dice": config.network.batch_dice,
+        "architecture": _architecture(config),
+    }
+
+
+def _architecture(config: Config) -> dict[str, Any]:
+    """nnU-Net's plain convolutional U-Net."""
+    network = config.network
+    return {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {
+            "n_stages": len(network.features),
+            "features_per_stage": list(network.features),
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [list(kernel) for kernel in network.kernels],
+            "strides": [list(stride) for stride in network.strides],
+            "n_conv_per_stage": list(network.encoder_convolutions),
+            "n_conv_per_stage_decoder": list(network.decoder_convolutions),
+            "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+
+
+def _preprocess_case(case: str, dataset: str, config: Config, workspace: Workspace) -> None:
+    """One case through nnU-Net's preprocessor: written apart, then moved, the .pkl that marks it as done last."""
+    with _environment(config, workspace):
+        from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        dataset_json = json.loads(workspace.raw_dataset(dataset).read_text(encoding="utf-8"))
+        folder = workspace.preprocessed_cases(dataset)
+        base = workspace.raw_dataset(dataset).parent
+        files = dataset_json["dataset"][case]
+        plans = PlansManager(str(workspace.plans(dataset)))
+        DefaultPreprocessor(verbose=False).run_case_save(
+            str(folder / "part" / case),
+            [str((base / image).resolve()) for image in files["images"]],
+            str((base / files["label"]).resolve()),
+            plans,
+            plans.get_configuration(CONFIGURATION),
+            dataset_json,
+        )
+    for suffix in (".b2nd", "_seg.b2nd", ".pkl"):
+        (folder / "part" / f"{case}{suffix}").replace(folder / f"{case}{suffix}")
+
+
+def _check_split(dataset: str, fold: int | str, workspace: Workspace) -> None:
+    """nnU-Net makes up a split of its own for a fold that the file does not have; we refuse."""
+    splits = json.loads(workspace.splits(dataset).read_text(encoding="utf-8"))
+    if fold == "all":
+        return
+    if not 0 <= int(fold) < len(splits):
+        raise TrainingError(f"fold {fold}; expected 0 to {len(splits) - 1} or all")
+    if not splits[int(fold)]["train"] or not splits[int(fold)]["val"]:
+        raise TrainingError(
+            f"fold {fold} has no case to train on or to validate on; expected at least {len(splits)} cases"
+        )
+
+
+def _set_training(dataset: str, training: Training, workspace: Workspace) -> None:
+    """Write the training's settings into the plan, where the trainer reads them; the rest of the plan stays."""
+    plans = read_plans(dataset, workspace)
+    _write_json(workspace.plans(dataset), plans | {"training": asdict(training)})
+
+
+def _device(training: Training) -> str:
+    import torch
+
+    if training.device != "auto":
+        if training.device == "cuda" and not torch.cuda.is_available():
+            raise TrainingError("training.device is 'cuda'; no GPU that torch can use was found")
+        return training.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, (json.dumps(content, indent=1) + "\n").encode())

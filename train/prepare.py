@@ -1,0 +1,178 @@
+"""Every scan once onto the working grid, with the container's own resampler, and what the labelled set teaches.
+
+A prepared case is done when its files exist; they appear whole. So nnU-Net resamples nothing, and training, pseudo-labels
+and the container see the same voxels (paper section 2.1).
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from inference.organs import ORGANS
+from inference.resample import labels_to_working_grid, to_working_grid, working_affine, working_shape
+from inference.volume import Array, Labels, Shape, Spacing, Volume, atomic_write, read_labels, read_volume, write_volume
+from train.config import Config
+from train.dataset import Case
+from train.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+FIRST_AUXILIARY = len(ORGANS) + 1
+INT16 = np.iinfo(np.int16)
+
+
+class PrepareError(ValueError):
+    """A case that cannot be prepared. The message names the file, what was found and what was expected."""
+
+
+def prepare(cases: Sequence[Case], config: Config, workspace: Workspace) -> tuple[str, ...]:
+    """Bring ``cases`` onto the working grid, several at once. Returns the ids that are ready, sorted.
+
+    A case whose files exist is kept. A case that fails is named in the log and in ``workspace.set_aside``; the others go on.
+    """
+    todo = [case for case in cases if not is_prepared(case, workspace)]
+    log.info("prepare: %d of %d cases to do", len(todo), len(cases))
+    for folder in (workspace.image, workspace.label, workspace.training_label, workspace.volumes, workspace.set_aside):
+        folder("case").parent.mkdir(parents=True, exist_ok=True)
+    failed = _prepare_all(todo, config, workspace)
+    for case, reason in sorted(failed.items()):
+        log.warning("prepare: %s is set aside: %s", case, reason)
+    return tuple(sorted(case.id for case in cases if case.id not in failed))
+
+
+def is_prepared(case: Case, workspace: Workspace) -> bool:
+    """Whether all files of a prepared case exist; its image is written last."""
+    return workspace.image(case.id).exists()
+
+
+def prepare_case(case: Case, config: Config, workspace: Workspace) -> None:
+    """Write one case on the working grid. Raises VolumeError or PrepareError naming the file."""
+    scan = read_volume(case.image)
+    spacing = config.prepare.spacing
+    target = working_shape(scan.shape, scan.spacing, spacing)
+    affine = exact_spacing(working_affine(scan.affine, scan.shape, target), spacing)
+    if case.label is not None:
+        labels = _read_matching(case.label, scan, case.image, len(ORGANS))
+        atomic_write(workspace.volumes(case.id), json.dumps(organ_volumes(labels, scan.spacing), indent=1).encode())
+        write_volume(workspace.label(case.id), labels_to_working_grid(labels, target), affine)
+        if case.auxiliary is not None:
+            merged = _merge_auxiliary(labels, case.auxiliary, scan, case.image, config)
+            write_volume(workspace.training_label(case.id), labels_to_working_grid(merged, target), affine)
+    voxels = np.clip(to_working_grid(scan.voxels, target), INT16.min, INT16.max).astype(np.int16)
+    write_volume(workspace.image(case.id), voxels, affine)
+
+
+def exact_spacing(affine: Array, spacing: Spacing) -> Array:
+    """``affine`` with its axes scaled to exactly ``spacing`` mm (z, y, x).
+
+    A grid has whole voxels, so n / m voxels of a scan are only nearly the working spacing. The prepared file says the
+    exact one, as the container's network is told, and nnU-Net sees nothing to resample.
+    """
+    scaled = affine.copy()
+    lengths = np.linalg.norm(scaled[:3, :3], axis=0)
+    scaled[:3, :3] *= np.asarray(spacing[::-1]) / lengths
+    return scaled
+
+
+def organ_volumes(labels: Labels, spacing: Spacing) -> dict[str, dict[str, float | bool]]:
+    """Volume in mm3 of every organ present, and whether the scan's first or last slice cuts it."""
+    counts = np.bincount(labels.ravel(), minlength=256)
+    ends = set(np.unique(labels[[0, -1]]).tolist())
+    voxel = float(np.prod(spacing))
+    return {
+        organ.name: {"mm3": float(counts[organ.id]) * voxel, "cut": organ.id in ends}
+        for organ in ORGANS
+        if counts[organ.id]
+    }
+
+
+def organ_minima(volumes: Iterable[Mapping[str, Mapping[str, float | bool]]]) -> dict[str, float]:
+    """Smallest volume in mm3 of each organ over the labelled cases (paper section 2.3, first rule).
+
+    An organ that the scan cuts off says nothing about how small a whole one is: it counts only where no case shows a
+    whole one. An organ that no case has is left out, and the rule skips it.
+    """
+    whole: dict[str, float] = {}
+    cut: dict[str, float] = {}
+    for case in volumes:
+        for name, entry in case.items():
+            minima = cut if entry["cut"] else whole
+            minima[name] = min(float(entry["mm3"]), minima.get(name, float("inf")))
+    return {
+        organ.name: (whole | {k: v for k, v in cut.items() if k not in whole})[organ.name]
+        for organ in ORGANS
+        if organ.name in whole | cut
+    }
+
+
+def write_organ_minima(cases: Sequence[str], workspace: Workspace) -> dict[str, float]:
+    """Learn the minima from the prepared labelled ``cases`` and write them. Returns them, mm3 by organ."""
+    minima = organ_minima(json.loads(workspace.volumes(case).read_text(encoding="utf-8")) for case in cases)
+    atomic_write(workspace.organ_minima, (json.dumps(minima, indent=1) + "\n").encode())
+    return minima
+
+
+def worker_count(setting: int, jobs: int) -> int:
+    """Processes for ``jobs`` jobs: the setting, or one per core where it is 0."""
+    return max(1, min(jobs, setting or len(os.sched_getaffinity(0))))
+
+
+def _prepare_all(cases: Sequence[Case], config: Config, workspace: Workspace) -> dict[str, str]:
+    """Prepare cases in processes. Returns the reason of each that failed, by id."""
+    if not cases:
+        return {}
+    failed: dict[str, str] = {}
+    # spawn: a forked child would inherit the locks of numeric libraries' threads.
+    with ProcessPoolExecutor(worker_count(config.prepare.workers, len(cases)), get_context("spawn")) as pool:
+        jobs = {pool.submit(prepare_case, case, config, workspace): case.id for case in cases}
+        for count, job in enumerate(as_completed(jobs), 1):
+            case = jobs[job]
+            try:
+                job.result()
+                workspace.set_aside(case).unlink(missing_ok=True)
+            except BrokenProcessPool as error:
+                raise PrepareError(
+                    "a process that prepared scans died, most likely for lack of memory; lower prepare.workers"
+                ) from error
+            except OSError:
+                raise  # a full or unwritable disk is not the case's fault, and the next one would fail too
+            except Exception as error:
+                failed[case] = str(error)
+                atomic_write(workspace.set_aside(case), f"{error}\n".encode())
+            if count % 10 == 0 or count == len(cases):
+                log.info("prepare: %d of %d", count, len(cases))
+    return failed
+
+
+def _read_matching(path: Path, scan: Volume, image: Path, highest: int) -> Labels:
+    """A label map on its scan's grid, with no value above ``highest``."""
+    labels = read_labels(path)
+    if labels.shape != scan.shape:
+        raise PrepareError(
+            f"{path}: {_shape(labels.shape)} voxels (z, y, x); expected {_shape(scan.shape)} as {image.name}"
+        )
+    if not np.allclose(labels.affine, scan.affine, atol=0.1):
+        raise PrepareError(f"{path}: lies elsewhere in space than {image.name}; expected the same affine")
+    found = int(labels.voxels.max())
+    if found > highest:
+        raise PrepareError(f"{path}: label {found}; expected 0 to {highest}")
+    return np.asarray(labels.voxels, np.uint8)
+
+
+def _merge_auxiliary(organs: Labels, path: Path, scan: Volume, image: Path, config: Config) -> Labels:
+    """Organs, and auxiliary classes where there is no organ."""
+    last = len(config.classes) - 1
+    auxiliary = _read_matching(path, scan, image, last)
+    use = (organs == 0) & (auxiliary >= FIRST_AUXILIARY)
+    return np.where(use, auxiliary, organs).astype(np.uint8)
+
+
+def _shape(shape: Shape) -> str:
+    return " x ".join(str(n) for n in shape)
