@@ -149,6 +149,20 @@ def find_masks(folder: Path) -> dict[str, Path]:
     return masks
 
 
+def check_same_grid(path: Path, mask: Volume, other_path: Path, other: Volume) -> None:
+    """Do two volumes share shape and place? Raises EvaluationError naming both files and how they differ."""
+    if mask.shape != other.shape:
+        sizes = [" x ".join(str(size) for size in volume.shape[::-1]) for volume in (mask, other)]
+        raise EvaluationError(f"{path}: {sizes[0]} voxels; expected {sizes[1]} as {other_path} has")
+    z, y, x = (size - 1 for size in mask.shape)
+    corners = np.array([(i, j, k, 1) for i in (0, x) for j in (0, y) for k in (0, z)], float).T
+    shift = float(np.linalg.norm(((mask.affine - other.affine) @ corners)[:3], axis=0).max())
+    if shift > GEOMETRY_TOLERANCE * min(other.spacing):
+        raise EvaluationError(
+            f"{path}: lies up to {shift:.3g} mm away from {other_path}: spacing, origin or direction of their headers differ"
+        )
+
+
 def summarise(scores: dict[str, Scores]) -> list[Row]:
     """One row per organ and a last one, "overall": the mean over organs of each case. At least one case."""
     if not scores:
@@ -300,26 +314,10 @@ def _attempt(case: str, prediction: Path, reference: Path) -> tuple[Scores | str
 
 def _check_geometry(prediction: Path, mask: Volume, reference: Path, truth: Volume) -> None:
     """The evaluator compares index by index and looks at no affine; a mask elsewhere in space is still wrong."""
-    found, wanted = _as_stored(mask).shape, _as_stored(truth).shape
-    if found != wanted:
-        sizes = [" x ".join(str(size) for size in shape[::-1]) for shape in (found, wanted)]
-        raise EvaluationError(f"{prediction}: {sizes[0]} voxels; its reference {reference} has {sizes[1]}")
     if not np.array_equal(mask.to_file, truth.to_file):
         axes = [_axes(volume) for volume in (mask, truth)]
         raise EvaluationError(f"{prediction}: stored as {axes[0]}, its reference {reference} as {axes[1]}")
-    shift = _largest_shift(mask, truth)
-    if shift > GEOMETRY_TOLERANCE * min(truth.spacing):
-        raise EvaluationError(
-            f"{prediction}: lies up to {shift:.3g} mm away from its reference {reference}: "
-            "spacing, origin or direction of the headers differ"
-        )
-
-
-def _largest_shift(first: Volume, second: Volume) -> float:
-    """The largest distance in mm between the same corner of two grids of one shape."""
-    z, y, x = (size - 1 for size in first.shape)
-    corners = np.array([(i, j, k, 1) for i in (0, x) for j in (0, y) for k in (0, z)], float).T
-    return float(np.linalg.norm(((first.affine - second.affine) @ corners)[:3], axis=0).max())
+    check_same_grid(prediction, mask, reference, truth)
 
 
 def _as_stored(volume: Volume) -> Labels:
