@@ -56,7 +56,7 @@ images:
 	    --build-arg "RUNTIME=$$runtime" --build-arg "VERSION=$$version" . || exit 1; \
 	done
 
-# One environment, .venv: the demo's few packages (300 MB), and for tests and training the rest (7 GB, most of it torch's CUDA).
+# One environment, .venv: the demo's few packages (550 MB), and for tests and training the rest (7 GB, most of it torch's CUDA).
 # --no-deps last: openvino must come without openvino-telemetry (inference/requirements-cpu.txt says why).
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 is needed, PYTHON=... names it; found " + sys.version)'
