@@ -1,0 +1,868 @@
+"""The organs and what lies around them, placed against a Body and painted from the back of the scene to the front.
+
+Positions (x, y, z) are mm in body coordinates (canvas.py). Every random number is drawn whether or not the grid holds
+the structure, so one seed is one person at any grid and field of view. Priors: adult organ volumes and typical CT
+anatomy; sizes are set by volume where a shape allows it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from train.phantom.body import Body, Field, _layers, stream
+from train.phantom.canvas import Canvas, Composite, Ellipsoid, Shape, Tube, through, vector
+from train.phantom.tissue import BOWEL, ORGAN_TISSUES, T
+
+Doubles = NDArray[np.float64]
+ANY_BODY = (T.SUBCUTANEOUS, T.FAT, T.MUSCLE, T.CARTILAGE)
+CONTENTS = (T.BOWEL_FLUID, T.BOWEL_FLUID, T.STOOL, T.BOWEL_CONTRAST, T.BOWEL_GAS)
+
+# Adult volumes, mL: mean, SD of the logarithm, least, most that a target is drawn from.
+TARGETS: dict[str, tuple[float, float, float, float]] = {
+    "liver": (1500, 0.18, 1080, 2080),
+    "spleen": (200, 0.33, 100, 320),
+    "right_kidney": (165, 0.16, 120, 230),
+    "left_kidney": (172, 0.16, 122, 240),
+    "pancreas": (80, 0.2, 55, 112),
+    "gallbladder": (32, 0.4, 14, 62),
+    "stomach": (300, 0.4, 140, 560),
+    "right_adrenal_gland": (3.7, 0.2, 2.7, 5.4),
+    "left_adrenal_gland": (4.2, 0.2, 2.9, 5.6),
+    "duodenum": (72, 0.22, 46, 108),
+}
+
+
+@dataclass(frozen=True)
+class Disease:
+    """Switches. ``lesions`` and ``cysts`` name organs, ``missing`` organs that were never there or were removed."""
+
+    lesions: tuple[str, ...] = ()
+    cysts: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    enlarged_spleen: bool = False
+    fatty_liver: bool = False
+
+    CAN_MISS = ("gallbladder", "left_kidney", "right_kidney", "spleen")
+    CAN_HAVE = ("liver", "right_kidney", "left_kidney", "spleen", "pancreas")
+
+    def __post_init__(self) -> None:
+        for what, names, allowed in (
+            ("lesions", self.lesions, self.CAN_HAVE),
+            ("cysts", self.cysts, self.CAN_HAVE),
+            ("missing", self.missing, self.CAN_MISS),
+        ):
+            unknown = set(names) - set(allowed)
+            if unknown:
+                raise ValueError(f"{what}: {', '.join(sorted(unknown))} is none of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class LesionTissue:
+    """A tissue id dealt to one lesion: the organ it counts as and what it is ('cyst' or 'tumour')."""
+
+    organ: str
+    kind: str
+
+
+class Builder:
+    """Paints one body. ``build`` is the order of the scene; each method is one region."""
+
+    def __init__(self, seed: int, body: Body, field: Field, canvas: Canvas, disease: Disease) -> None:
+        self.r = stream(seed, "anatomy")
+        self.lesion_random = stream(seed, "lesions")
+        self.body, self.field, self.canvas, self.disease = body, field, canvas, disease
+        self.half = body.cavity_half_width
+        self.ax = self.half / 132
+        self.ay = (body.cavity_front + body.cavity_back) / 168
+        self.lift = body.dome_right - 132
+        self.shapes: dict[str, Ellipsoid | Tube] = {}
+        self.lesions: dict[int, LesionTissue] = {}
+        self.targets = {
+            name: float(np.clip(mean * np.exp(self.r.normal(0, sd)), low, high))
+            for name, (mean, sd, low, high) in TARGETS.items()
+        }
+        if disease.enlarged_spleen:
+            self.targets["spleen"] = float(self.lesion_random.uniform(380, 800))
+
+    def build(self) -> None:
+        """Paint everything into the canvas."""
+        self._layers()
+        self._lung_vessels()
+        self._heart()
+        self._skeleton()
+        self._muscles()
+        self._pelvis()
+        self._small_bowel()
+        self._colon()
+        self._stomach()
+        self._liver()
+        self._spleen()
+        self._kidneys()
+        self._great_vessels()
+        self._duodenum_and_pancreas()
+        self._esophagus()
+        self._gallbladder()
+        self._adrenals()
+        self._lesions()
+
+    # --- small words
+
+    def _n(self, mean: float, sd: float) -> float:
+        return float(np.clip(self.r.normal(mean, sd), mean - 2.2 * sd, mean + 2.2 * sd))
+
+    def _u(self, low: float, high: float) -> float:
+        return float(self.r.uniform(low, high))
+
+    def _course(self, points: Sequence[ArrayLike], jitter: float, per_span: int = 4) -> Doubles:
+        p = np.asarray(points, float)
+        return through(p + self.r.normal(0, jitter, p.shape).clip(-2 * jitter, 2 * jitter), per_span)
+
+    # --- wall, lungs
+
+    def _layers(self) -> None:
+        tissue, on = self.canvas.tissue, self.field.lattice.on
+        grid = self.canvas.grid
+        values = on(grid, self.field.skin)
+        tissue[values > 0] = T.SKIN
+        tissue[values > 1.6] = T.SUBCUTANEOUS
+        tissue[on(grid, self.field.muscle) > 0] = T.MUSCLE
+        cavity = on(grid, self.field.cavity) > 0
+        tissue[cavity] = T.FAT
+        values = on(grid, self.field.lung)
+        tissue[cavity & (values > -self._u(2.0, 3.5))] = T.MUSCLE  # the diaphragm
+        tissue[cavity & (values > 0)] = T.LUNG
+
+    def _heart(self) -> None:
+        b = self.body
+        base = b.dome_right - 14
+        self.canvas.paint(Ellipsoid((0, -8, base + 75), (34, 62, 95)), T.FAT, [T.LUNG, T.MUSCLE])
+        size = self._u(0.85, 1.15)
+        heart = Ellipsoid(
+            (self._n(20, 7), self._n(-22, 6) * self.ay, base + 42 * size),
+            (62 * size, 44 * size, 42 * size),
+            (self._n(0.2, 0.1), self._n(0.45, 0.1), self._n(0.5, 0.12)),
+        )
+        over = [T.FAT, T.LUNG, T.MUSCLE]
+        pericardium = heart.grown(self._u(2, 8))
+        self.canvas.paint(pericardium, T.FAT, [T.LUNG, T.MUSCLE] if self.r.random() < 0.8 else [T.LUNG])
+        self.canvas.paint_layers(heart, ((0, T.MYOCARDIUM),), over if self.r.random() < 0.7 else [T.FAT, T.LUNG])
+        left = Ellipsoid(heart.at(0.3, 0.15, -0.1), (30 * size, 19 * size, 19 * size))
+        left.turn = heart.turn
+        right = Ellipsoid(heart.at(-0.2, -0.45, 0.0), (36 * size, 16 * size, 25 * size))
+        right.turn = heart.turn
+        atrium = Ellipsoid(heart.at(-0.6, 0.05, 0.15), (20 * size, 27 * size, 27 * size))
+        behind = Ellipsoid(heart.at(-0.1, 0.6, 0.3), (24 * size, 15 * size, 21 * size))
+        for chamber, tissue in (
+            (right, T.RIGHT_HEART),
+            (atrium, T.RIGHT_HEART),
+            (left, T.LEFT_HEART),
+            (behind, T.LEFT_HEART),
+        ):
+            self.canvas.paint(chamber, tissue, [T.MYOCARDIUM])
+        self.atrium = heart.at(-0.6, 0.1, -0.2)
+
+    def _lung_vessels(self) -> None:
+        root_z = self.body.dome_right + 50
+        for _ in range(36):
+            side = 1 if self.r.random() < 0.5 else -1
+            root = np.array([side * 32.0, -5.0, root_z + self._u(-15, 25)])
+            tip = np.array(
+                [side * self._u(0.4, 0.9) * self.half, self._u(-0.6, 0.8) * self.half * 0.6, root_z + self._u(-110, 90)]
+            )
+            bend = (root + tip) / 2 + self.r.normal(0, 9, 3)
+            self.canvas.paint(Tube(through([root, bend, tip], 3), [self._u(3, 5.5), 1.0]), T.VEIN, [T.LUNG])
+
+    # --- bones
+
+    def _skeleton(self) -> None:
+        b, c = self.body, self.canvas
+        vr = b.spine_radius
+        levels = np.arange(-300.0, 360.0, 20.0)
+        axis = np.array([b.spine(z) for z in levels])
+        axis[:, 0] += np.interp(levels, (-300, 0, 160, 360), (0, self._n(0, 2.5), self._n(0, 3), 0))
+        radii = vr * np.interp(levels, (-300, -200, -120, 60, 200, 360), (0.5, 1.05, 1.06, 0.95, 0.78, 0.66))
+        soft = (*ANY_BODY, T.LUNG)
+        c.paint_layers(Tube(axis, list(radii), (1.22, 0.95, 1)), ((0, T.CORTICAL), (1.6, T.SPONGY)), soft)
+        heights = []
+        z = -178 + self._u(0, 12)
+        while z < 340:
+            heights.append(z)
+            z += float(np.interp(z, (-170, 60, 200), (36, 30, 25))) * self._u(0.97, 1.03)
+        for z in heights:
+            k = float(np.interp(z, (-170, 60, 250), (1.0, 0.92, 0.7)))
+            x, y, _ = b.spine(z)
+            c.paint(
+                Ellipsoid((x, y, z), (vr * 1.3 * k, vr * 1.02 * k, 5.2 * k), squareness=0.8),
+                T.DISC,
+                [T.SPONGY, T.CORTICAL],
+            )
+        for low, high in pairwise(heights):
+            self._vertebra_processes((low + high) / 2, vr)
+        canal = np.array([(b.spine(z)[0], b.spine(z)[1] + vr + 9, z) for z in np.arange(-240.0, 360.0, 30.0)])
+        c.paint(Tube(canal, self._u(7.5, 9.5), (1.2, 0.9, 1)), T.CANAL, (*soft, T.CORTICAL, T.SPONGY))
+        self._ribs(heights)
+
+    def _vertebra_processes(self, z: float, vr: float) -> None:
+        c = self.canvas
+        x, y, _ = self.body.spine(z)
+        k = float(np.interp(z, (-170, 60, 250), (1.0, 0.95, 0.8)))
+        over = (*ANY_BODY, T.LUNG)
+        spongy = ((0, T.CORTICAL), (1.6, T.SPONGY))
+        c.paint_layers(Ellipsoid((x, y + vr + 28, z - 8), (4.5, 17, 11)), spongy, over)
+        c.paint_layers(Ellipsoid((x, y + vr + 15, z - 3), (17 * k, 7, 10)), ((0, T.CORTICAL), (2.2, T.SPONGY)), over)
+        slope = self._u(-0.1, 0.3)
+        for side in (-1, 1):
+            c.paint_layers(Ellipsoid((x + side * 15 * k, y + vr + 4, z + 4), (5.5, 10, 7)), spongy, over)
+            c.paint_layers(
+                Ellipsoid((x + side * 31 * k, y + vr + 9, z), (17 * k, 4.5, 5.5), (0, 0, side * slope)), spongy, over
+            )
+
+    def _ribs(self, heights: list[float]) -> None:
+        b, c = self.body, self.canvas
+        first = min(range(len(heights)), key=lambda i: abs(heights[i] - 32))  # the 12th pair leaves near T12
+        reach = (0.30, 0.55, 0.83, 0.86, 0.88, 0.9, 0.9, 0.9, 0.9)
+        drop = self._u(55, 80)
+        size = self._u(0.85, 1.15)
+        for k, z in enumerate(heights[first : first + len(reach)]):
+            turn = np.linspace(0.12, reach[k] * self._u(0.94, 1.04), 12) * np.pi
+            for side in (-1, 1):
+                points = []
+                for t in turn:
+                    # t = 0 is the spine, pi the sternum; angles count from the left side towards posterior
+                    angle = np.pi / 2 - side * t
+                    down = drop * (1 - np.cos(min(t, 2.4))) / 2 - 12
+                    points.append(b.wall_point(angle, z + 14 - down, 0.6))
+                rib = Tube(np.array(points), [4.2 * size, 5.0 * size, 4.6 * size], (1, 1, 1.35))
+                over = (*ANY_BODY, T.LUNG)
+                c.paint_layers(rib, ((0, T.CORTICAL), (1.5, T.SPONGY)), over)
+                if k >= 2:  # costal cartilage, rising to the sternum
+                    end = points[-1]
+                    tip = b.wall_point(-np.pi / 2 + side * 0.25, end[2] + 35, 0.5)
+                    middle = b.wall_point(-np.pi / 2 + side * 0.5, end[2] - 4, 0.5)
+                    c.paint(Tube(np.array([end, middle, tip]), 5.0 * size), T.CARTILAGE, over)
+        sternum = np.array([b.wall_point(-np.pi / 2, z, 0.4) for z in (b.dome_right + 5, b.dome_right + 60, 330)])
+        c.paint_layers(Tube(sternum, [6, 7, 7], (2.4, 1, 1)), ((0, T.CORTICAL), (1.6, T.SPONGY)), ANY_BODY)
+
+    def _muscles(self) -> None:
+        b, c = self.body, self.canvas
+        vr = b.spine_radius
+        bulk = self._u(0.85, 1.15)
+        over = (T.FAT, T.LUNG)
+        for side in (-1, 1):
+            levels = range(-230, 340, 40)
+            inner = np.array([(side * 26, b.spine(z)[1] + vr + 30, z) for z in levels])
+            c.paint(Tube(inner, [17, 24 * bulk, 25 * bulk, 20, 15], (1.0, 1.1, 1)), T.MUSCLE, over)
+            outer = np.array([(side * 52, b.spine(z)[1] + vr + 27, z) for z in levels])
+            c.paint(Tube(outer, [10, 21 * bulk, 23 * bulk, 17, 10], (1.15, 1.0, 1)), T.MUSCLE, over)
+            psoas = [(side * 86 * self.ax, b.spine(-90)[1] - 42, -262), (side * 70, b.spine(-90)[1] - 22, -190)]
+            psoas += [
+                (side * (vr * 1.2 + d), b.spine(z)[1] + 2, z) for d, z in ((24, -110), (17, -60), (11, -10), (5, 28))
+            ]
+            c.paint(Tube(self._course(psoas, 2.0), [15, 19 * bulk, 21 * bulk, 17 * bulk, 12, 5]), T.MUSCLE, [T.FAT])
+            quadratus = [(side * 66, b.spine(-130)[1] + 14, -150), (side * 55, b.spine(0)[1] + vr, 20)]
+            c.paint(Tube(np.array(quadratus), [13 * bulk, 10], (1.6, 0.8, 1)), T.MUSCLE, [T.FAT])
+            crus = [(side * 9, b.spine_front(-35) - 2, -35), (side * 14, b.spine_front(30) - 3, 30)]
+            crus += [(side * 17, b.spine_front(80) - 12, 88)]
+            c.paint(Tube(self._course(crus, 1.5), [3, 5, 4.5], (1, 1.6, 1)), T.MUSCLE, [T.FAT])
+
+    def _pelvis(self) -> None:
+        b, c = self.body, self.canvas
+        over = ANY_BODY
+        bone = ((0, T.CORTICAL), (2.0, T.SPONGY))
+        y0 = b.spine(-180)[1]
+        sacrum = np.array([(0, b.spine(z)[1] + d, z) for z, d in ((-190, 8), (-225, 12), (-265, 18), (-300, 8))])
+        c.paint_layers(Tube(sacrum, [24, 22, 14, 6], (1.75, 0.75, 1)), bone, over)
+        for side in (-1, 1):
+            wing = Ellipsoid((side * 92 * self.ax, y0 + 2, -166), (7.5, 52, 52), (0, -side * 0.42, -side * 0.62), 0.4)
+            c.paint_layers(wing, bone, over)
+            column = np.array([(side * 62, y0 + 34, -195), (side * 84, y0 + 10, -225), (side * 90, y0 - 12, -262)])
+            c.paint_layers(Tube(column, [13, 14, 21]), bone, over)
+            head = (side * 97 * self.ax, y0 - 12, -275)
+            c.paint(Ellipsoid(head, (30, 30, 30)), T.CORTICAL, [T.MUSCLE, T.FAT, T.SUBCUTANEOUS])
+            c.paint_layers(
+                Ellipsoid(head, (24, 24, 24)),
+                ((-1.5, T.CARTILAGE), (0, T.CORTICAL), (1.5, T.SPONGY)),
+                (*over, T.CORTICAL, T.SPONGY),
+            )
+            femur = np.array([head, (side * 132 * self.ax, y0 - 4, -300), (side * 138 * self.ax, y0 - 2, -400)])
+            c.paint_layers(Tube(femur, [16, 20, 15]), ((0, T.CORTICAL), (4, T.SPONGY)), over)
+            pubis = np.array([head, (side * 55, y0 - 52, -300), (side * 6, y0 - 66, -312)])
+            c.paint_layers(Tube(pubis, [14, 9, 12]), bone, over)
+            ischium = np.array([head, (side * 70, y0 + 22, -330), (side * 60, y0 + 8, -365)])
+            c.paint_layers(Tube(ischium, [16, 15, 17]), bone, over)
+            gluteus = np.array(
+                [
+                    (side * 90 * self.ax, y0 + 40, -160),
+                    (side * 95 * self.ax, y0 + 58, -240),
+                    (side * 110, y0 + 50, -340),
+                ]
+            )
+            c.paint(Tube(gluteus, [16, 36, 34], (1.2, 0.8, 1)), T.MUSCLE, [T.SUBCUTANEOUS, T.FAT])
+        c.paint(Ellipsoid((0, y0 - 30, -345), (60, 60, 22)), T.MUSCLE, [T.FAT])
+        fill = self._u(0.6, 1.3)
+        bladder = Ellipsoid(
+            (self._n(0, 4), y0 - 62, -275 + 18 * fill), (44 * fill**0.5, 36 * fill**0.5, 36 * fill), (0.2, 0, 0)
+        )
+        c.paint_layers(bladder, ((0, T.PELVIC), (self._u(2.5, 5), T.URINE)), [T.FAT])
+        c.paint(Ellipsoid((self._n(0, 6), y0 - 14, -278), (26, 20, self._u(20, 45))), T.PELVIC, [T.FAT])
+        rectum = self._course([(0, y0 + 30, -345), (4, y0 + 34, -290), (-6, y0 + 16, -240), (20, y0 - 8, -215)], 4)
+        self._gut(Tube(rectum, self._u(13, 21)).bumpy(self.r, 0.08), (T.STOOL, T.STOOL, T.BOWEL_GAS), [T.FAT])
+
+    # --- gut outside the three labelled parts
+
+    def _gut(self, tube: Tube, contents: Sequence[int], over: Sequence[int]) -> None:
+        content = int(contents[int(self.r.integers(len(contents)))])
+        wall = self._u(1.8, 3.5)
+        level, gas = self._u(-0.6, 0.8), self.r.random() < 0.35
+        collapsed = self.r.random() < 0.25
+        layers = ((0.0, int(T.BOWEL_WALL)),) if collapsed else ((0.0, int(T.BOWEL_WALL)), (wall, content))
+        self.canvas.paint_layers(tube, layers, over)
+        if gas and not collapsed and content != T.BOWEL_GAS:
+            height = float(tube.points[:, 1].mean()) - level * float(tube.radii.mean())
+            self.canvas.level(tube.wide(max(0.3, 1 - wall / float(tube.radii.mean()))), T.BOWEL_GAS, [content], height)
+
+    def _small_bowel(self) -> None:
+        b = self.body
+        loops = int(self.r.integers(30, 70))
+        for _ in range(loops):
+            z = self._u(-215, 25)
+            centre = np.array(
+                [self._u(-0.62, 0.68) * self.half, self._u(-0.78 * b.cavity_front, 0.1 * b.cavity_back), z]
+            )
+            heading = self.r.normal(size=3) * (1, 0.7, 0.7)
+            points = [centre]
+            for _ in range(3):
+                heading = 0.55 * heading / np.linalg.norm(heading) + 0.6 * self.r.normal(size=3) * (1, 0.7, 0.8)
+                points.append(points[-1] + heading / np.linalg.norm(heading) * self._u(18, 36))
+            radius = self._u(8.5, 14.5)
+            self._gut(Tube(through(points, 3), radius).bumpy(self.r, 0.06), CONTENTS, [T.FAT])
+        for _ in range(45):  # mesenteric vessels
+            root = np.array([self._n(3, 8), b.spine_front(0) - 30, self._u(-50, 10)])
+            tip = np.array([self._u(-0.6, 0.6) * self.half, self._u(-0.7, -0.1) * b.cavity_front, self._u(-170, 0)])
+            sag = (root + tip) / 2 + self.r.normal(0, 10, 3)
+            vessel = T.VEIN if self.r.random() < 0.6 else T.ARTERY
+            self.canvas.paint(Tube(through([root, sag, tip], 3), [2.8, 1.2]), vessel, [T.FAT])
+
+    def _colon(self) -> None:
+        b, n = self.body, self._n
+        h, front, back = self.half, b.cavity_front, b.cavity_back
+        right = n(0.76, 0.03) * h
+        left = n(0.77, 0.03) * h
+        hepatic, splenic = n(5, 14), n(58, 14) + self.lift * 0.5
+        sag = self._u(-75, 10)
+        ascending = [
+            (-right * 0.85, 0.0, -165),
+            (-right, 0.25 * back, -95),
+            (-right, 0.28 * back, -40),
+            (-right * 0.95, 0.1 * back, hepatic),
+        ]
+        transverse = [
+            (-right * 0.95, 0.05 * back, hepatic),
+            (-0.5 * h, -0.55 * front, hepatic - 10),
+            (0, -0.72 * front, sag),
+            (0.5 * h, -0.6 * front, 0.5 * (sag + splenic)),
+            (left * 0.95, 0.1 * back, splenic),
+        ]
+        descending = [
+            (left * 0.95, 0.1 * back, splenic),
+            (left, 0.38 * back, -5),
+            (left, 0.32 * back, -80),
+            (left * 0.9, 0.1 * back, -160),
+        ]
+        sigmoid = [
+            (left * 0.9, 0.1 * back, -160),
+            (0.4 * h, -0.3 * front, -205),
+            (-0.1 * h, -0.2 * front, -190),
+            (20, b.spine(-180)[1] - 8, -215),
+        ]
+        over = (T.FAT, *BOWEL)
+        for course, low, high in ((ascending, 18, 29), (transverse, 14, 23), (descending, 10, 17), (sigmoid, 11, 18)):
+            tube = Tube(self._course(course, 5, 6), [self._u(low, high), self._u(low, high)]).bumpy(self.r, 0.1)
+            self._gut(tube, (T.STOOL, T.STOOL, T.BOWEL_GAS, T.BOWEL_FLUID, T.BOWEL_CONTRAST), over)
+
+    # --- the labelled organs
+
+    def _stomach(self) -> None:
+        b, n, c = self.body, self._n, self.canvas
+        top = b.dome_left - n(36, 6)
+        behind = b.spine_front(-10) - 20  # the plane of the great vessels; the antrum passes in front of the pancreas
+        pylorus = (n(-26, 5) * self.ax, min(-0.42 * b.cavity_front, behind - 34) + n(0, 3), n(24, 6))
+        course = [
+            (n(58, 6) * self.ax, 0.22 * b.cavity_back, top),
+            (n(66, 6) * self.ax, -0.16 * b.cavity_front, top - 32),
+            (n(56, 7) * self.ax, -0.46 * b.cavity_front, 0.45 * top + 16 + n(0, 6)),
+            (n(30, 7) * self.ax, min(-0.52 * b.cavity_front, behind - 42), n(26, 9)),
+            (n(2, 6) * self.ax, min(-0.52 * b.cavity_front, behind - 44), n(18, 8)),
+            pylorus,
+        ]
+        tube = Tube(through(course, 4), [29, 31, 28, 22, 17, 9]).of_volume(self.targets["stomach"] * 1.1)
+        tube = tube.bumpy(self.r, 0.05)
+        wall = self._u(3.2, 6.5)
+        over = (T.FAT, *BOWEL)
+        c.paint_layers(tube.wide(1 + 3 / float(tube.radii.max())), ((0, T.FAT),), BOWEL)
+        empty = self.targets["stomach"] < 200 and self.r.random() < 0.5
+        inner = self._u(9, 14) if empty else wall
+        c.paint_layers(tube, ((0, T.STOMACH_WALL), (inner, T.STOMACH_CONTENT)), over)
+        gas, level = self.r.random() < 0.75, self._u(-22, 12)
+        if gas:
+            height = float(tube.points[:, 1].mean()) + level
+            shrunk = Tube(tube.points, list(np.maximum(tube.radii - inner, 0.5)))
+            c.level(shrunk, T.STOMACH_GAS, [T.STOMACH_CONTENT], height)
+        self.shapes["stomach"] = tube
+        self.pylorus = pylorus
+        i = max(2, len(tube.points) // 6)
+        self.cardia = tube.points[i] + vector(-0.8 * tube.radii[i], -0.45 * tube.radii[i], 9.0)
+
+    def _liver_at(self, scale: float, pose: dict[str, Doubles]) -> Composite:
+        k = scale
+        right = Ellipsoid(pose["right"], pose["right_axes"] * k, tuple(pose["right_angles"]), 0.35)
+        lower = Ellipsoid(pose["lower"], pose["lower_axes"] * k, (0.15, 0, 0))
+        left = Ellipsoid(pose["left"], pose["left_axes"] * k, tuple(pose["left_angles"]))
+        caudate = Ellipsoid(pose["caudate"], (17 * k, 15 * k, 24 * k))
+        hollow = Ellipsoid(pose["hollow"], pose["hollow_axes"])
+        fossa = Ellipsoid(pose["fossa"], (36, 44, 66))
+        return Composite((Composite((right, lower, left), (hollow, fossa)), caudate))
+
+    def _liver(self) -> None:
+        b, n, c = self.body, self._n, self.canvas
+        zl = self.lift
+        pose = {
+            "right": np.array([-0.56 * self.half + n(0, 3), 4 + n(0, 5), 62 + zl]),
+            "right_axes": np.array([n(66, 4) * self.ax, n(84, 5) * self.ay, n(68, 6)]),
+            "right_angles": np.array([n(0, 0.08), n(0.1, 0.08), n(0, 0.1)]),
+            "lower": np.array([-0.66 * self.half, n(6, 6), n(26, 8) + zl]),
+            "lower_axes": np.array([n(46, 4) * self.ax, n(62, 5) * self.ay, n(62, 8)]),
+            "left": np.array([n(-4, 8) * self.ax, -0.52 * b.cavity_front, n(88, 5) + zl]),
+            "left_axes": np.array([n(78, 9) * self.ax, n(36, 4) * self.ay, n(36, 4)]),
+            "left_angles": np.array([0, n(-0.22, 0.1), n(-0.1, 0.1)]),
+            "caudate": np.array([-13 * self.ax, b.spine_front(70) - 34, n(80, 5) + zl]),
+            "hollow": np.array([n(10, 5) * self.ax, 14.0 * self.ay, n(18, 5) + zl * 0.6]),
+            "fossa": np.array([-(b.spine_radius * 1.2 + 36), b.spine(0)[1] + 36, 4 + 0.35 * zl]),
+            "hollow_axes": np.array([n(62, 4) * self.ax, n(58, 4) * self.ay, n(50, 4)]),
+        }
+        scale = self._fit(lambda k: self._liver_at(k, pose), self.targets["liver"] * 1.06)
+        liver = self._liver_at(scale, pose)
+        c.paint(liver, T.LIVER, (T.FAT, *BOWEL))
+        self.liver = liver
+        self.shapes["liver"] = Ellipsoid(pose["right"], pose["right_axes"] * scale * 0.85)
+        # Falciform ligament's fissure, porta hepatis
+        fissure = [
+            (-14 * self.ax, -0.86 * b.cavity_front, n(62, 6) + zl),
+            (-18 * self.ax, -0.35 * b.cavity_front, n(72, 5) + zl),
+        ]
+        c.paint(Tube(through(fissure), self._u(1.5, 4.5), (1, 1, 2.5)), T.FAT, [T.LIVER])
+        self.porta = np.array([-32 * self.ax, b.spine_front(60) - 40, n(58, 4) + 0.7 * zl])
+        c.paint(Ellipsoid(self.porta + vector(8, 2, -6), (15, 9, 10)), T.FAT, [T.LIVER])
+        self._liver_vessels(pose["right"], pose["right_axes"] * scale, pose["left"], pose["left_axes"] * scale)
+
+    def _liver_vessels(self, right: Doubles, axes: Doubles, left: Doubles, left_axes: Doubles) -> None:
+        c = self.canvas
+        confluence = np.array([-22 * self.ax, self.body.spine_front(90) - 24, right[2] + 42])
+        for root, thick in ((self.porta, 5.0), (confluence, 4.8)):
+            for k in range(4):
+                centre, reach = (left, left_axes) if k == 0 else (right, axes)
+                for _ in range(2):
+                    way = self.r.normal(size=3) * (0.3, 0.38, 0.32)
+                    way[2] *= 1.0 if root is self.porta else 0.5
+                    tip = centre + way * reach
+                    bend = (root + tip) / 2 + self.r.normal(0, 5, 3)
+                    c.paint(
+                        Tube(through([root, bend, tip], 4), [thick * self._u(0.7, 1.1), 1.3]), T.LIVER_VESSEL, [T.LIVER]
+                    )
+
+    def _fit(self, at: Callable[[float], Shape], millilitres: float) -> float:
+        """Scale of a shape at which its part inside the abdominal cavity has the wanted volume (before deformation)."""
+        step = 7.0
+        low, high = at(1.6).bounds()
+        axes = [np.arange(lo, hi, step) for lo, hi in zip(low, high, strict=True)]
+        x, y, z = (a.ravel() for a in np.meshgrid(*axes, indexing="ij"))
+        keep = (_layers(self.body, x, y, z)[2] > 0) & (z < self.body.dome(x, y) - 3)
+        points = (x[keep].astype(np.float32), y[keep].astype(np.float32), z[keep].astype(np.float32))
+        lowest, highest = 0.5, 1.6
+        for _ in range(8):
+            middle = (lowest + highest) / 2
+            volume = float((at(middle).distance(points) < 0).sum()) * step**3 / 1000
+            lowest, highest = (middle, highest) if volume < millilitres else (lowest, middle)
+        return (lowest + highest) / 2
+
+    def _spleen(self) -> None:
+        b, n, c = self.body, self._n, self.canvas
+        target = self.targets["spleen"]
+        size = (target / 200) ** (1 / 3)
+        centre = np.array(
+            [self.half - n(17, 3) * size, 0.42 * b.cavity_back + n(0, 5), b.dome_left - 42 - 34 * size + n(0, 6)]
+        )
+        axes = np.array([n(26, 2), n(44, 4), n(48, 4)])
+        angles = (n(0.35, 0.15), n(-0.2, 0.1), n(-0.35, 0.15))
+
+        def at(scale: float) -> Composite:
+            body = Ellipsoid(centre, axes * size * scale, angles)
+            hollow = Ellipsoid(body.at(-1.25, -0.15, -0.1), axes * size * (0.85, 0.7, 0.75), angles)
+            return Composite((body,), (hollow,))
+
+        scale = self._fit(at, target * 1.03)
+        missing = "spleen" in self.disease.missing
+        if not missing:
+            spleen = at(scale)
+            over = (T.FAT, *BOWEL, *ORGAN_TISSUES["stomach"], *ORGAN_TISSUES["liver"])
+            c.paint(spleen, T.SPLEEN, over)
+        self.shapes["spleen"] = Ellipsoid(centre, axes * size * scale * 0.8, angles)
+        self.hilum = centre + np.array([-22 * size, -8.0, -4.0])
+
+    def _kidneys(self) -> None:
+        for name, side, cortex, medulla, height in (
+            ("right_kidney", -1, T.RIGHT_CORTEX, T.RIGHT_MEDULLA, 2),
+            ("left_kidney", 1, T.LEFT_CORTEX, T.LEFT_MEDULLA, 15),
+        ):
+            self._kidney(name, side, cortex, medulla, height)
+
+    def _kidney(self, name: str, side: int, cortex: int, medulla: int, height: float) -> None:
+        b, n, c = self.body, self._n, self.canvas
+        target = self.targets[name] * 1.16  # the sinus goes
+        shape = np.array([n(27, 1.5), n(27, 1.5), n(53, 3)])
+        axes = shape * (target * 1000 / (4 / 3 * np.pi * float(np.prod(shape)))) ** (1 / 3)
+        z = height + n(0, 9) + 0.35 * self.lift
+        centre = (side * (b.spine_radius * 1.2 + 34 + n(2, 4)), b.spine(z)[1] + n(6, 5), z)
+        # upper pole medial and posterior, hilum towards the front and the middle
+        angles = (n(0.16, 0.07), -side * n(0.2, 0.07), side * n(0.5, 0.15))
+        kidney = Ellipsoid(centre, axes, angles, 0.15)
+        self.shapes[name] = kidney
+        margin, fat_above = n(5, 2.2), self._u(0, 5)
+        sinus = Ellipsoid(
+            kidney.at(-side * 0.72, -0.1, 0), axes * (self._u(0.42, 0.6), self._u(0.26, 0.38), self._u(0.4, 0.55))
+        )
+        sinus.turn = kidney.turn
+        pyramids = [(t, self.r.random() < 0.85, self.r.normal(0, 0.08)) for t in np.linspace(-2.4, 2.4, 9)]
+        thickness = self._u(0.2, 0.28)
+        pelvis = self._u(3, 7)
+        shell = Composite(
+            (kidney.grown(max(margin, 2.5)), Ellipsoid(kidney.at(0, 0, 0.95), axes * (0.65, 0.65, 0.4) + fat_above))
+        )
+        everything = (*BOWEL, *ORGAN_TISSUES["liver"], T.SPLEEN, *ORGAN_TISSUES["stomach"])
+        c.paint(shell, T.FAT, everything)
+        if name in self.disease.missing:
+            return
+        over = (T.FAT, T.MUSCLE) if self.r.random() < 0.5 else (T.FAT,)
+        c.paint(kidney, cortex, over)
+        for t, there, jitter in pyramids:
+            if not there:
+                continue
+            for front in (-0.36, 0.36):
+                spot = kidney.at(side * (0.36 * np.cos(t * 0.62) + jitter), front, 0.68 * np.sin(t * 0.62))
+                c.paint(Ellipsoid(spot, axes * (0.24, 0.26, 0.15) * (1.25 - thickness)), medulla, [cortex])
+        c.paint(sinus, T.SINUS, [cortex, medulla])
+        c.paint(Ellipsoid(sinus.at(-0.2, 0, -0.1), (pelvis * 1.6, pelvis * 0.7, pelvis)), T.URINE, [T.SINUS, T.FAT])
+        for k in range(3):
+            calyx = np.array([sinus.at(-0.1, 0, 0), sinus.at(0.75, 0, 0.75 * (k - 1))])
+            c.paint(Tube(calyx, 1.8), T.URINE if k % 2 else T.VEIN, [T.SINUS])
+
+    def _great_vessels(self) -> None:
+        b, n, c = self.body, self._n, self.canvas
+        ra = self._u(8, 12)
+        front = b.spine_front
+        bifurcation = n(-88, 8)
+        aorta = [
+            (n(22, 3), front(330) + 6, 330),
+            (n(22, 3), front(200) + 2, 200),
+            (n(14, 3), front(120) - ra * 0.5, 120),
+            (n(8, 2.5), front(50) - ra, 50),
+            (n(6, 3), front(-20) - ra, -20),
+            (n(3, 2), front(bifurcation) - ra * 0.9, bifurcation),
+        ]
+        self.aorta = Tube(self._course(aorta, 0.8), [ra * 1.18, ra * 1.12, ra * 1.05, ra, ra * 0.85, ra * 0.8])
+        around = (T.FAT, *BOWEL, T.MUSCLE, T.LUNG, *ORGAN_TISSUES["liver"], *ORGAN_TISSUES["stomach"])
+        rv = self._u(8.5, 12.5)
+        cava = [
+            (n(-20, 2), front(bifurcation) - rv * 0.6, bifurcation - 10),
+            (n(-22, 2), front(-20) - rv * 0.7, -20),
+            (n(-24, 2), front(35) - rv - 4, 35),
+            (n(-26, 2), front(80) - rv - 11, 80),
+            (n(-25, 2), front(110) - rv - 20, b.dome_right - 22),
+            (float(self.atrium[0]), float(self.atrium[1]), float(self.atrium[2])),
+        ]
+        self.cava = Tube(
+            self._course(cava, 0.8),
+            [rv * 0.92, rv * 0.95, rv, rv * 1.05, rv * 1.15, rv * 1.2],
+            (1.15, self._u(0.65, 0.95), 1),
+        )
+        for side in (-1, 1):  # iliac vessels, below both bifurcations
+            for start, tissue, radius, off in ((aorta[-1], T.ARTERY, ra * 0.6, 0), (cava[0], T.VEIN, rv * 0.8, 8)):
+                course = [
+                    start,
+                    (side * 32, b.spine(-130)[1] - 34 + off, -138),
+                    (side * 52, b.spine(-180)[1] - 42 + off, -190),
+                ]
+                course += [
+                    (side * 84 * self.ax, b.spine(-180)[1] - 72 + off, -275),
+                    (side * 88 * self.ax, b.spine(-180)[1] - 80 + off, -400),
+                ]
+                c.paint(Tube(through(course, 3), radius), tissue, (T.FAT, *BOWEL, T.MUSCLE))
+        for side, name in ((-1, "right_kidney"), (1, "left_kidney")):
+            kidney = self.shapes[name]
+            assert isinstance(kidney, Ellipsoid)
+            hilum = kidney.at(-side * 0.55, -0.1, 0)
+            missing = name in self.disease.missing
+            for tissue, radius, lift, dy in ((T.ARTERY, self._u(2.2, 3.4), 3, 4), (T.VEIN, self._u(3.5, 5.5), -5, -6)):
+                from_aorta = tissue == T.ARTERY
+                x0 = 6 if from_aorta else -22
+                start = (
+                    x0,
+                    front(0) - (ra if from_aorta else rv * 1.1 + (4 if side > 0 else 0)),
+                    float(hilum[2]) * 0.5 + lift,
+                )
+                bend_y = front(0) + dy + (-ra * 1.9 if side > 0 and not from_aorta else 4)
+                bend = (side * 22, bend_y, float(hilum[2]) * 0.7 + lift)
+                vessel = Tube(self._course([start, bend, hilum + vector(0, 0, lift)], 1.0), [radius, radius * 0.9])
+                if not missing:
+                    c.paint(vessel, tissue, (T.FAT, T.SINUS, T.MUSCLE))
+        c.paint(self.cava.wide(1.12), T.FAT, [T.BOWEL_WALL, T.MUSCLE])
+        c.paint(self.cava, T.CAVA, (*around, T.VEIN))
+        c.paint(self.aorta, T.AORTA, (*around, T.CAVA, T.ARTERY, T.VEIN))
+
+    def _duodenum_and_pancreas(self) -> None:
+        b, n, c = self.body, self._n, self.canvas
+        aorta_y = b.spine_front(-10) - 20
+        low = n(-44, 7)
+        px, py, pz = self.pylorus
+        duodenum = [
+            (px, py, pz),
+            (px - 16, py + 14, pz + 8),
+            (-46 * self.ax, aorta_y - 14, 14 + n(0, 3)),
+            (-50 * self.ax, aorta_y - 2, n(-10, 4)),
+            (-44 * self.ax, aorta_y - 4, low + 8),
+            (-24 * self.ax, aorta_y - 14, low),
+            (4, aorta_y - 15, low + 3),
+            (26 * self.ax, aorta_y - 10, low + 14),
+            (30 * self.ax, aorta_y - 16, low + 30),
+        ]
+        tube = Tube(self._course(duodenum, 2.5), [9, 13, 12, 12, 12, 11, 9.5, 10.5, 10.5], (1, 1, 1)).of_volume(
+            self.targets["duodenum"]
+        )
+        tube = tube.bumpy(self.r, 0.07)
+        ends = tube.points[-1]
+        jejunum = Tube(
+            self._course(
+                [ends, ends + vector(14, -22, -6), ends + vector(34, -30, -28), ends + vector(26, -34, -62)], 4
+            ),
+            self._u(10, 13),
+        )
+        self._gut(jejunum.bumpy(self.r, 0.05), (T.BOWEL_FLUID, T.BOWEL_WALL), [T.FAT])
+        over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], T.VEIN, T.ARTERY, T.RIGHT_CORTEX)
+        self._mesenteric_vessels(aorta_y, low)
+        c.paint(tube.wide(1.22), T.FAT, BOWEL)
+        wall = self._u(2.2, 3.6)
+        c.paint_layers(tube, ((0, T.DUODENUM_WALL), (wall, T.DUODENUM_CONTENT)), over)
+        if self.r.random() < 0.35:
+            at = int(self.r.integers(2, 12))
+            bubble = Tube(tube.points[at : at + 4], list(np.maximum(tube.radii[at : at + 4] - wall, 1)))
+            c.level(bubble, T.DUODENUM_GAS, [T.DUODENUM_CONTENT], float(bubble.points[:, 1].mean()) - self._u(-2, 4))
+        self._pancreas(aorta_y, low, tube)
+
+    def _mesenteric_vessels(self, aorta_y: float, low: float) -> None:
+        n, c = self._n, self.canvas
+        over = (T.FAT, *BOWEL, T.LIVER)
+        sma = [
+            (6, aorta_y + 8, 14),
+            (4, aorta_y - 18, 6),
+            (3, aorta_y - 30, -30),
+            (0, aorta_y - 34, low - 20),
+            (-8, aorta_y - 30, -110),
+        ]
+        c.paint(Tube(self._course(sma, 1.2), [4.0, 3.6, 3.2, 2.2]), T.ARTERY, over)
+        celiac: list[ArrayLike] = [
+            (7, aorta_y + 6, 30),
+            (6, aorta_y - 18, 34),
+            (26, aorta_y - 16, 40),
+            (0.6 * self.hilum[0], aorta_y, 48),
+            self.hilum,
+        ]
+        c.paint(Tube(self._course(celiac, 2), [3.8, 3.0, 2.4]), T.ARTERY, over)
+        hepatic: list[ArrayLike] = [(6, aorta_y - 18, 34), (-14, aorta_y - 24, 38), self.porta + vector(4, -6, -4)]
+        c.paint(Tube(self._course(hepatic, 1.5), [2.8, 2.2]), T.ARTERY, over)
+        self.confluence = np.array([-10 + n(0, 2), aorta_y - 22, 12.0 + n(0, 3)])
+        thick = self._u(5.2, 7.5)
+        portal: list[ArrayLike] = [
+            self.confluence,
+            self.confluence + vector(-9, 0, 18),
+            self.porta + vector(6, 4, -6),
+            self.porta + vector(-6, 0, 6),
+        ]
+        c.paint(Tube(self._course(portal, 1.0), [thick, thick, thick * 0.85]), T.PORTAL, over)
+        smv: list[ArrayLike] = [
+            self.confluence,
+            (-9, aorta_y - 29, -20),
+            (-9, aorta_y - 34, low - 18),
+            (-14, aorta_y - 32, -110),
+        ]
+        c.paint(Tube(self._course(smv, 1.2), [thick * 0.9, thick * 0.8, thick * 0.5]), T.PORTAL, over)
+        self.splenic = [
+            self.confluence,
+            np.array([14, aorta_y - 19, 20.0]),
+            np.array([44 * self.ax, aorta_y + 4, 32.0]),
+            self.hilum,
+        ]
+        c.paint(Tube(through(self.splenic), [thick * 0.75, thick * 0.55]), T.PORTAL, over)
+
+    def _pancreas(self, aorta_y: float, low: float, duodenum: Tube) -> None:
+        n, c = self._n, self.canvas
+        head = np.array([-31 * self.ax, aorta_y - 12, -12.0 + n(0, 3)])
+        tail = self.hilum + np.array([-6.0, -4, -4])
+        s = self.splenic
+        course = [
+            head + vector(2, 0, -16),
+            head,
+            head + vector(5, -7, 16),
+            self.confluence + vector(2, -11, 4),
+            s[1] + vector(4, -9, n(-2, 3)),
+            s[2] + vector(0, -8, n(-3, 3)),
+            0.35 * s[2] + 0.65 * tail + vector(0, -6, 0),
+            tail,
+        ]
+        body = Tube(self._course(course, 1.8), [10, 14, 12.5, 8, 8.5, 9, 9.5, 7], (1, 0.95, 1.1)).of_volume(
+            self.targets["pancreas"] * 1.42
+        )
+        body = body.bumpy(self.r, 0.13)
+        uncinate = Tube(
+            through([head + vector(4, 4, -14), head + vector(16, 2, -16), (-6, aorta_y - 15, -16)], 3), [8, 6.5, 4.5]
+        )
+        over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], T.ARTERY)
+        c.paint(body.wide(1.2), T.FAT, (*BOWEL, T.LIVER))
+        duct = self._u(1.4, 3.5) if ("pancreas" in self.disease.lesions and self.r.random() < 0.6) else 0.9
+        c.paint(uncinate, T.PANCREAS, (T.FAT, *BOWEL))
+        c.paint(body, T.PANCREAS, over)
+        c.paint(Tube(body.points[3:-2], duct), T.DUCT, [T.PANCREAS])
+        bile = [self.porta + vector(-4, -6, -2), head + vector(-2, 6, 12), head + vector(-6, 6, -8)]
+        c.paint(Tube(through(bile, 4), self._u(2.0, 3.8)), T.URINE, (T.FAT, T.PANCREAS))
+        self.shapes["pancreas"] = body
+
+    def _esophagus(self) -> None:
+        b, n, c = self.body, self._n, self.canvas
+        front = b.spine_front
+        hiatus = b.dome_right - n(36, 6)
+        course = [
+            (n(2, 2), front(330) - 12, 330),
+            (n(2, 3), front(230) - 13, 230),
+            (n(2, 3), front(180) - 16, 175),
+            (n(8, 3), front(130) - 26, max(hiatus + 14, 108)),
+            (n(14, 3), front(100) - 34, hiatus),
+            tuple(self.cardia),
+        ]
+        tube = Tube(
+            self._course(course, 0.8, 6),
+            [self._u(7, 9), self._u(6.5, 8.5), self._u(7, 9.5), self._u(7.5, 10)],
+            (1.15, 0.85, 1),
+        )
+        over = (
+            T.FAT,
+            T.LUNG,
+            T.MUSCLE,
+            *BOWEL,
+            *ORGAN_TISSUES["liver"],
+            T.MYOCARDIUM,
+            T.LEFT_HEART,
+            T.RIGHT_HEART,
+            T.STOMACH_WALL,
+        )
+        c.paint(tube.wide(1.3), T.FAT, [T.LUNG, T.LEFT_HEART, T.MYOCARDIUM, T.LIVER])
+        c.paint(tube, T.ESOPHAGUS_WALL, over)
+        gas, fluid = self.r.random() < 0.5, self.r.random() < 0.3
+        start, stop = sorted(self.r.integers(0, 24, 2))
+        lumen = Tube(tube.points[start : stop + 3], self._u(1.5, 4.0))
+        if gas or fluid:
+            c.paint(lumen, T.ESOPHAGUS_GAS if gas else T.ESOPHAGUS_FLUID, [T.ESOPHAGUS_WALL])
+
+    def _gallbladder(self) -> None:
+        b, n, c = self.body, self._n, self.canvas
+        shape = np.array([n(12, 1), n(13, 1), n(27, 3)])
+        axes = shape * (self.targets["gallbladder"] * 1000 / (4 / 3 * np.pi * float(np.prod(shape)))) ** (1 / 3)
+        x, y = n(-55, 5) * self.ax, -0.4 * b.cavity_front + n(0, 5)
+        angles = (n(0.75, 0.15), n(0.15, 0.15), n(0.0, 0.2))
+        # The fossa: where a line upwards at (x, y) first meets the liver's undersurface.
+        z = np.arange(-60.0, 110.0, 2.0).astype(np.float32)
+        inside = self.liver.distance((np.full_like(z, x), np.full_like(z, y), z)) < 0
+        under = float(z[np.argmax(inside)]) if inside.any() else 20.0
+        gallbladder = Ellipsoid((x, y, under + 1), axes, angles, 0.1)
+        self.shapes["gallbladder"] = gallbladder
+        if "gallbladder" in self.disease.missing:
+            return
+        c.paint(gallbladder.grown(1.5), T.FAT, BOWEL)
+        over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], *ORGAN_TISSUES["duodenum"], T.MUSCLE)
+        c.paint(gallbladder, T.GALLBLADDER, over)
+
+    def _adrenals(self) -> None:
+        b, n = self.body, self._n
+        for name, side, tissue in (
+            ("right_adrenal_gland", -1, T.RIGHT_ADRENAL),
+            ("left_adrenal_gland", 1, T.LEFT_ADRENAL),
+        ):
+            kidney = self.shapes["right_kidney" if side < 0 else "left_kidney"]
+            assert isinstance(kidney, Ellipsoid)
+            pole = kidney.at(0, 0, 1.0)
+            if side < 0:  # behind the vena cava, above the kidney, beside the crus
+                apex = np.array([n(-31, 2), b.spine_front(55) - n(2, 2), max(float(pole[2]) + n(4, 3), 40.0)])
+                limbs = ((0.35, 19.0), (1.25, 15.0))
+                height = n(15, 2)
+            else:  # in front of the upper pole, beside the aorta
+                apex = np.array(
+                    [n(33, 3), min(float(pole[1]) - n(27, 3), b.spine_front(50) - 2), float(pole[2]) - n(6, 4)]
+                )
+                limbs = ((0.2, 17.0), (1.15, 18.0))
+                height = n(14, 2)
+            parts: list[Ellipsoid] = []
+            thick = self._u(2.1, 2.9)
+            for turn, length in limbs:
+                # turn: 0 straight back, towards pi/2 away from the midline
+                way = np.array([side * np.sin(turn), np.cos(turn), 0.0])
+                angle = float(np.arctan2(way[1], way[0]))
+                parts.append(Ellipsoid(apex + way * length * 0.5, (length * 0.55, thick, height), (0, 0, angle), 0.6))
+            parts.append(Ellipsoid(apex - vector(0, 3, 2), (thick * 1.2, 6, height * 0.8), (0, 0, 0)))
+            raw = sum(p.volume for p in parts) * 1.12
+            k = (self.targets[name] * 1000 / raw) ** (1 / 3)
+            gland = Composite(
+                [self._moved(p, apex, k) for p in parts],
+            )
+            halo = Composite([self._moved(p, apex, k).grown(2.2) for p in parts])
+            around = (
+                *ORGAN_TISSUES["liver"],
+                *ORGAN_TISSUES["stomach"],
+                T.SPLEEN,
+                T.PANCREAS,
+                T.MUSCLE,
+                *BOWEL,
+                T.PORTAL,
+            )
+            kidneys = (T.RIGHT_CORTEX, T.LEFT_CORTEX, T.RIGHT_MEDULLA, T.LEFT_MEDULLA)
+            self.canvas.paint(halo, T.FAT, (*around, *kidneys))
+            self.canvas.paint(gland, tissue, (T.FAT, T.MUSCLE, T.ARTERY, T.VEIN))
+
+    @staticmethod
+    def _moved(part: Ellipsoid, apex: Doubles, k: float) -> Ellipsoid:
+        out = part.scaled(k)
+        out.centre = apex + (part.centre - apex) * k
+        return out
+
+    # --- disease
+
+    def _lesions(self) -> None:
+        r = self.lesion_random
+        for kind, organs in (("cyst", self.disease.cysts), ("tumour", self.disease.lesions)):
+            for organ in organs:
+                tissue = int(T.LESION) + len(self.lesions)
+                self.lesions[tissue] = LesionTissue(organ, kind)
+                count = int(r.integers(1, 5 if organ in ("liver", "spleen") else 3))
+                for _ in range(count):
+                    radius = float(np.exp(r.uniform(np.log(4), np.log(14 if organ == "pancreas" else 24))))
+                    shape: Shape = Ellipsoid(
+                        self._spot(organ, r), radius * r.uniform(0.8, 1.2, 3), (r.uniform(-1, 1), 0, r.uniform(-1, 1))
+                    )
+                    self.canvas.paint(shape, tissue, ORGAN_TISSUES[organ])
+
+    def _spot(self, organ: str, r: np.random.Generator) -> Doubles:
+        shape = self.shapes[organ]
+        if isinstance(shape, Tube):
+            return np.asarray(shape.points[int(r.integers(2, len(shape.points) - 2))] + r.normal(0, 2, 3))
+        way = r.normal(size=3)
+        return shape.at(*(way / np.linalg.norm(way) * r.uniform(0.2, 0.75)))

@@ -1,0 +1,391 @@
+"""Draw shapes given in body millimetres on any voxel grid, under one smooth deformation.
+
+Body coordinates are LPS: x to the patient's left, y to posterior, z to superior, zero between the vertebrae L1 and L2
+at the body's centre. Points and axes of shapes are written (x, y, z); arrays are (z, y, x) as everywhere.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float32]
+Points = tuple[Floats, Floats, Floats]
+Box = tuple[slice, slice, slice]
+Vector = tuple[float, float, float]
+
+# The part of space in which a body may be drawn (x, y, z), mm.
+LOW = np.array([-280.0, -230.0, -460.0])
+HIGH = np.array([280.0, 230.0, 360.0])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A voxel grid in body space. ``shape``, ``spacing`` (mm) and ``origin`` (mm, centre of voxel 0) are (z, y, x)."""
+
+    shape: tuple[int, int, int]
+    spacing: Vector
+    origin: Vector
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise ValueError(f"a grid needs three sizes of at least 1, not {self.shape}")
+        if len(self.spacing) != 3 or not all(0 < s < 50 for s in self.spacing):
+            raise ValueError(f"a grid needs three spacings between 0 and 50 mm, not {self.spacing}")
+
+    def coordinates(self, axis: int) -> NDArray[np.float64]:
+        """Voxel centres along ``axis`` (0 z, 1 y, 2 x), mm."""
+        return np.asarray(self.origin[axis] + self.spacing[axis] * np.arange(self.shape[axis]), np.float64)
+
+    @classmethod
+    def covering(cls, low: Vector, high: Vector, spacing: Vector) -> "Grid":
+        """The grid of ``spacing`` whose voxels fill the box from ``low`` to ``high``, all (z, y, x) in mm."""
+        count = [max(1, round((h - lo) / s)) for lo, h, s in zip(low, high, spacing, strict=True)]
+        start = [(lo + h - (n - 1) * s) / 2 for lo, h, n, s in zip(low, high, count, spacing, strict=True)]
+        return cls((count[0], count[1], count[2]), spacing, (start[0], start[1], start[2]))
+
+
+class Lattice:
+    """Cubic B-spline control points at ``step`` mm over the whole body space: the same for every grid."""
+
+    def __init__(self, step: float) -> None:
+        self.step = step
+        counts = np.ceil((HIGH - LOW) / step).astype(int) + 1
+        self.shape = (int(counts[2]), int(counts[1]), int(counts[0]))
+
+    def nodes(self, axis: int) -> NDArray[np.float64]:
+        """Positions of the control points along ``axis`` (0 z, 1 y, 2 x), mm."""
+        return np.asarray(float(LOW[2 - axis]) + self.step * np.arange(self.shape[axis]), np.float64)
+
+    def _basis(self, positions: NDArray[np.float64], axis: int) -> Floats:
+        t = (positions - LOW[2 - axis]) / self.step
+        first = np.floor(t).astype(int)
+        f = t - first
+        weights = ((1 - f) ** 3, 3 * f**3 - 6 * f**2 + 4, -3 * f**3 + 3 * f**2 + 3 * f + 1, f**3)
+        basis = np.zeros((len(t), self.shape[axis]), np.float32)
+        rows = np.arange(len(t))
+        for offset, weight in zip(range(-1, 3), weights, strict=True):
+            np.add.at(basis, (rows, np.clip(first + offset, 0, self.shape[axis] - 1)), weight / 6)
+        return basis
+
+    def evaluate(
+        self, values: Floats, z: NDArray[np.float64], y: NDArray[np.float64], x: NDArray[np.float64]
+    ) -> Floats:
+        """The spline through control ``values`` at every (z, y, x) of three coordinate vectors, as three products."""
+        a = self._basis(z, 0) @ values.reshape(self.shape[0], -1)
+        a = np.matmul(self._basis(y, 1), a.reshape(len(z), self.shape[1], self.shape[2]))
+        a = a.reshape(-1, self.shape[2]) @ self._basis(x, 2).T
+        return np.asarray(a.reshape(len(z), len(y), len(x)), np.float32)
+
+    def on(self, grid: Grid, values: Floats) -> Floats:
+        """The spline on a voxel grid."""
+        return self.evaluate(values, grid.coordinates(0), grid.coordinates(1), grid.coordinates(2))
+
+
+class Shape(Protocol):
+    """Something that knows how far a point is from its surface."""
+
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lowest and highest corner (x, y, z), mm."""
+
+    def distance(self, points: Points) -> Floats:
+        """About the distance in mm to the surface at points (x, y, z), negative inside."""
+
+
+def rotation(about_x: float, about_y: float, about_z: float) -> NDArray[np.float64]:
+    """Rotation matrix from angles in radians, x first."""
+    (ca, cb, cc), (sa, sb, sc) = np.cos([about_x, about_y, about_z]), np.sin([about_x, about_y, about_z])
+    rx = np.array([[1, 0, 0], [0, ca, -sa], [0, sa, ca]])
+    ry = np.array([[cb, 0, sb], [0, 1, 0], [-sb, 0, cb]])
+    rz = np.array([[cc, -sc, 0], [sc, cc, 0], [0, 0, 1]])
+    return np.asarray(rz @ ry @ rx)
+
+
+class Ellipsoid:
+    """An ellipsoid, or with ``squareness`` towards 1 a fuller body (fourth powers)."""
+
+    def __init__(self, centre: ArrayLike, axes: ArrayLike, angles: Vector = (0, 0, 0), squareness: float = 0.0) -> None:
+        self.centre = np.asarray(centre, float)
+        self.axes = np.maximum(np.asarray(axes, float), 0.5)
+        self.turn = rotation(*angles)
+        self.squareness = squareness
+
+    def scaled(self, factor: float) -> "Ellipsoid":
+        """The same body, ``factor`` times as long in every direction."""
+        return self.grown(0.0, factor)
+
+    def grown(self, margin: float, factor: float = 1.0) -> "Ellipsoid":
+        """The same body with ``margin`` mm more on every half-axis."""
+        other = Ellipsoid(self.centre, self.axes * factor + margin, squareness=self.squareness)
+        other.turn = self.turn
+        return other
+
+    def at(self, *local: float) -> NDArray[np.float64]:
+        """Body position of a point given in units of the half-axes."""
+        return np.asarray(self.centre + self.turn @ (self.axes * np.asarray(local)))
+
+    @property
+    def volume(self) -> float:
+        """mm3, without squareness."""
+        return float(4 / 3 * np.pi * np.prod(self.axes))
+
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        half = np.sqrt(((self.turn * self.axes) ** 2).sum(1)) * (1 + 0.35 * self.squareness)
+        return self.centre - half, self.centre + half
+
+    def distance(self, points: Points) -> Floats:
+        d = [p - np.float32(c) for p, c in zip(points, self.centre, strict=True)]
+        matrix = (self.turn / self.axes).astype(np.float32)
+        square: Floats | None = None
+        fourth: Floats | None = None
+        plain = np.allclose(self.turn, np.eye(3))
+        for k in range(3):
+            u = d[k] * matrix[k, k] if plain else d[0] * matrix[0, k] + d[1] * matrix[1, k] + d[2] * matrix[2, k]
+            u = u * u
+            square = u if square is None else square + u
+            if self.squareness > 0:
+                fourth = u * u if fourth is None else fourth + u * u
+        assert square is not None
+        if fourth is not None:
+            w = np.float32(self.squareness)
+            square = (1 - w) * square + w * fourth
+        out = np.sqrt(square)
+        out -= np.float32(1)
+        out *= np.float32(self.axes.min())
+        return np.asarray(out, np.float32)
+
+
+def through(points: Sequence[ArrayLike] | NDArray[np.float64], per_span: int = 4) -> NDArray[np.float64]:
+    """A Catmull-Rom curve through ``points``, ``per_span`` pieces between two of them."""
+    p = np.asarray(points, float)
+    p = np.vstack([2 * p[0] - p[1], p, 2 * p[-1] - p[-2]])
+    t = np.arange(per_span)[:, None] / per_span
+    spans = [
+        0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+        for a, b, c, d in zip(p[:-3], p[1:-2], p[2:-1], p[3:], strict=True)
+    ]
+    return np.vstack([*spans, p[-2:-1]])
+
+
+class Tube:
+    """A chain of cones with round ends. ``stretch`` > 1 along an axis widens the cross-section in that direction."""
+
+    def __init__(self, points: NDArray[np.float64], radii: ArrayLike, stretch: Vector = (1, 1, 1)) -> None:
+        self.points = np.asarray(points, float)
+        r = np.atleast_1d(np.asarray(radii, float))
+        self.radii = np.interp(np.linspace(0, 1, len(self.points)), np.linspace(0, 1, len(r)), r)
+        self.stretch = np.asarray(stretch, float)
+
+    @property
+    def volume(self) -> float:
+        """mm3: the cones and half a ball at either end, without overlaps in bends."""
+        p = self.points / self.stretch
+        lengths = np.linalg.norm(np.diff(p, axis=0), axis=1)
+        a, b = self.radii[:-1], self.radii[1:]
+        ends = 2 / 3 * np.pi * (self.radii[0] ** 3 + self.radii[-1] ** 3)
+        return float((np.pi / 3 * lengths * (a * a + a * b + b * b)).sum() + ends) * float(np.prod(self.stretch))
+
+    def of_volume(self, millilitres: float) -> "Tube":
+        """The same course, radii scaled until the volume fits."""
+        low, high = 0.1, 5.0
+        for _ in range(20):
+            factor = (low * high) ** 0.5
+            low, high = (factor, high) if self.wide(factor).volume < millilitres * 1000 else (low, factor)
+        return self.wide((low * high) ** 0.5)
+
+    def wide(self, factor: float) -> "Tube":
+        """The same course, radii times ``factor``."""
+        return Tube(self.points, self.radii * factor, (self.stretch[0], self.stretch[1], self.stretch[2]))
+
+    def bumpy(self, rng: np.random.Generator, amplitude: float) -> "Tube":
+        """Radii times smooth noise: lobules, haustra, folds."""
+        factors = np.exp(amplitude * rng.normal(size=len(self.radii)))
+        return Tube(self.points, self.radii * factors, (self.stretch[0], self.stretch[1], self.stretch[2]))
+
+    def cone_bounds(self, i: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Corners of the ``i``-th cone alone."""
+        reach = self.radii[i : i + 2, None] * self.stretch
+        points = self.points[i : i + 2]
+        return (points - reach).min(0), (points + reach).max(0)
+
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        reach = self.radii[:, None] * self.stretch
+        return (self.points - reach).min(0), (self.points + reach).max(0)
+
+    def distance(self, points: Points) -> Floats:
+        out: Floats | None = None
+        for i in range(len(self.points) - 1):
+            e = self.cone(i, points)
+            out = e if out is None else np.minimum(out, e, out=out)
+        assert out is not None
+        return out
+
+    def cone(self, i: int, points: Points) -> Floats:
+        """Distance to the ``i``-th cone, negative inside."""
+        scale = (1 / self.stretch).astype(np.float32)
+        start = (self.points[i] / self.stretch).astype(np.float32)
+        step = (self.points[i + 1] / self.stretch).astype(np.float32) - start
+        d = [p * s - a if s != 1 else p - a for p, s, a in zip(points, scale, start, strict=True)]
+        t = d[0] * step[0] + d[1] * step[1] + d[2] * step[2]
+        t /= np.float32(max(float(step @ step), 1e-6))
+        np.clip(t, 0, 1, out=t)
+        e: Floats | None = None
+        for k in range(3):
+            q = d[k] - t * step[k]
+            q *= q
+            e = q if e is None else np.add(e, q, out=e)
+        assert e is not None
+        np.sqrt(e, out=e)
+        t *= np.float32(self.radii[i + 1] - self.radii[i])
+        e -= t
+        e -= np.float32(self.radii[i])
+        return e
+
+
+class Composite:
+    """The union of ``parts`` without ``holes``."""
+
+    def __init__(self, parts: Sequence[Shape], holes: Sequence[Shape] = ()) -> None:
+        self.parts, self.holes = parts, holes
+
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        corners = [part.bounds() for part in self.parts]
+        return np.min([c[0] for c in corners], axis=0), np.max([c[1] for c in corners], axis=0)
+
+    def distance(self, points: Points) -> Floats:
+        out = self.parts[0].distance(points)
+        for part in self.parts[1:]:
+            np.minimum(out, part.distance(points), out=out)
+        for hole in self.holes:
+            np.maximum(out, -hole.distance(points), out=out)
+        return out
+
+
+class Canvas:
+    """A tissue map on ``grid`` whose voxels know their place in the undeformed body.
+
+    ``displacement`` holds three control arrays (x, y, z) on ``lattice``; ``turn`` is the body's tilt on the table.
+    """
+
+    def __init__(
+        self, grid: Grid, lattice: Lattice, displacement: tuple[Floats, Floats, Floats], turn: NDArray[np.float64]
+    ) -> None:
+        self.grid, self.lattice, self.turn = grid, lattice, turn
+        self.tissue = np.zeros(grid.shape, np.uint8)
+        axes = [grid.coordinates(k) for k in range(3)]
+        self.points = self._place(displacement, axes)
+        # A sparse copy of the coordinates says which voxels a shape can reach.
+        self._sparse_axes = [self._thin(a) for a in axes]
+        self._sparse = self._place(displacement, self._sparse_axes)
+
+    @staticmethod
+    def _thin(axis: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.linspace(axis[0], axis[-1], max(2, int(np.ceil(abs(axis[-1] - axis[0]) / 10)) + 1))
+
+    def _place(self, displacement: tuple[Floats, Floats, Floats], axes: list[NDArray[np.float64]]) -> Points:
+        z, y, x = axes
+        out = []
+        for k in range(3):
+            p = self.lattice.evaluate(displacement[k], z, y, x)
+            p += (self.turn[k, 0] * x).astype(np.float32)
+            p += (self.turn[k, 1] * y).astype(np.float32)[:, None]
+            p += (self.turn[k, 2] * z).astype(np.float32)[:, None, None]
+            out.append(p)
+        return out[0], out[1], out[2]
+
+    def _reach(self, bounds: tuple[NDArray[np.float64], NDArray[np.float64]], within: Box) -> Box | None:
+        """The part of the sparse copy, inside ``within``, that a shape of these bounds can reach."""
+        low, high = bounds
+        near: NDArray[np.bool_] = np.ones([s.stop - s.start for s in within], bool)
+        for p, lo, hi in zip(self._sparse, low, high, strict=True):
+            view = p[within]
+            near &= view > lo - 12
+            near &= view < hi + 12
+        across: NDArray[np.bool_] = np.any(near, axis=0)
+        hits = (np.any(near, axis=(1, 2)), np.any(across, axis=1), np.any(across, axis=0))
+        out = []
+        for hit, s in zip(hits, within, strict=True):
+            found = np.flatnonzero(hit)
+            if not len(found):
+                return None
+            out.append(slice(s.start + int(found[0]), s.start + int(found[-1]) + 1))
+        return out[0], out[1], out[2]
+
+    def _voxels(self, reach: Box) -> Box:
+        """The voxels around a part of the sparse copy."""
+        slices = []
+        for axis, s in enumerate(reach):
+            nodes, start, step = self._sparse_axes[axis], self.grid.origin[axis], self.grid.spacing[axis]
+            a = int(np.floor((nodes[s.start] - 2 - start) / step))
+            b = int(np.ceil((nodes[s.stop - 1] + 2 - start) / step)) + 1
+            slices.append(slice(max(a, 0), min(b, self.grid.shape[axis])))
+        return slices[0], slices[1], slices[2]
+
+    @property
+    def _everywhere(self) -> Box:
+        z, y, x = (slice(0, n) for n in self._sparse[0].shape)
+        return z, y, x
+
+    def box(self, shape: Shape) -> Box | None:
+        """The voxels that ``shape`` can reach, None where it lies outside the grid."""
+        reach = self._reach(shape.bounds(), self._everywhere)
+        return None if reach is None else self._voxels(reach)
+
+    def distance(self, shape: Shape) -> tuple[Box, Floats] | None:
+        """The shape's distance in its box; tubes piece by piece, far from them a large number."""
+        reach = self._reach(shape.bounds(), self._everywhere)
+        if reach is None:
+            return None
+        box = self._voxels(reach)
+        if not isinstance(shape, Tube):
+            return box, shape.distance(self._at(box))
+        out = np.full([s.stop - s.start for s in box], 1e3, np.float32)
+        for i in range(len(shape.points) - 1):
+            inner = self._reach(shape.cone_bounds(i), reach)
+            if inner is None:
+                continue
+            cut = self._voxels(inner)
+            view = out[tuple(slice(c.start - b.start, c.stop - b.start) for c, b in zip(cut, box, strict=True))]
+            np.minimum(view, shape.cone(i, self._at(cut)), out=view)
+        return box, out
+
+    def _at(self, box: Box) -> Points:
+        return self.points[0][box], self.points[1][box], self.points[2][box]
+
+    def paint(self, shape: Shape, tissue: int, over: Sequence[int]) -> None:
+        """Give ``tissue`` to the voxels of ``shape`` that hold one of ``over``."""
+        self.paint_layers(shape, ((0.0, tissue),), over)
+
+    def paint_layers(self, shape: Shape, layers: Sequence[tuple[float, int]], over: Sequence[int]) -> None:
+        """Nested tissues: each (depth mm, tissue) fills what lies deeper than ``depth`` inside ``shape``."""
+        found = self.distance(shape)
+        if found is None:
+            return
+        box, e = found
+        view = self.tissue[box]
+        allowed = lookup(over)[view]
+        for depth, tissue in layers:
+            view[(e < -depth) & allowed] = tissue
+
+    def level(self, shape: Shape, tissue: int, over: Sequence[int], height: float) -> None:
+        """Gas rises: in ``shape``, what lies in front of the plane y = ``height`` mm (scanner's) becomes ``tissue``."""
+        box = self.box(shape)
+        if box is None:
+            return
+        view = self.tissue[box]
+        front = (self.grid.coordinates(1)[box[1]] < height)[None, :, None]
+        view[lookup(over)[view] & front & (shape.distance(self._at(box)) < 0)] = tissue
+
+
+def vector(x: float, y: float, z: float) -> NDArray[np.float64]:
+    """(x, y, z) as an array, to shift a point by."""
+    return np.array((x, y, z), np.float64)
+
+
+def lookup(tissues: Sequence[int]) -> NDArray[np.bool_]:
+    """Table over the 256 tissue ids: True for ``tissues``."""
+    table = np.zeros(256, bool)
+    table[list(tissues)] = True
+    return table

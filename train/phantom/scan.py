@@ -1,0 +1,90 @@
+"""One synthetic scan from a seed: body, anatomy, appearance, truth. ``generate`` is the main path of this package."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.organs import ORGANS
+from train.phantom.anatomy import Builder, Disease
+from train.phantom.appearance import draw_table, phase_record, render
+from train.phantom.body import Body, field, stream
+from train.phantom.canvas import Canvas, Grid
+from train.phantom.tissue import Tissue, auxiliary_table, label_table
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """A synthetic scan with its truth; arrays are (z, y, x), LPS.
+
+    ``hu`` int16; ``labels`` uint8 FLARE22 ids; ``auxiliary`` uint8: the same ids, and the rest of the body in the classes
+    of AUXILIARY; ``spacing`` mm (z, y, x); ``record`` what was drawn, JSON-able.
+    """
+
+    hu: NDArray[np.int16]
+    labels: NDArray[np.uint8]
+    auxiliary: NDArray[np.uint8]
+    spacing: tuple[float, float, float]
+    record: dict[str, Any]
+
+
+def generate(seed: int, grid: Grid, disease: Disease | None = None) -> Phantom:
+    """The phantom of ``seed`` seen through ``grid``. The same seed is the same body at any grid, and the same bytes."""
+    disease = disease or Disease()
+    body = Body.draw(seed)
+    shape_field = field(body, seed)
+    canvas = Canvas(grid, shape_field.lattice, shape_field.displacement, shape_field.turn)
+    builder = Builder(seed, body, shape_field, canvas, disease)
+    builder.build()
+    _table_top(seed, body, canvas)
+    phase, hu = draw_table(stream(seed, "appearance"), disease, builder.lesions)
+    owners = {tissue: lesion.organ for tissue, lesion in builder.lesions.items()}
+    labels = np.take(label_table(owners), canvas.tissue)
+    auxiliary = np.take(auxiliary_table(owners), canvas.tissue)
+    lesions = [
+        {"organ": v.organ, "kind": v.kind, "ml": _millilitres(canvas.tissue, grid, k)}
+        for k, v in builder.lesions.items()
+    ]
+    canvas.points = (hu[:1], hu[:1], hu[:1])  # painted: the coordinates' memory is wanted for the image
+    image, scanner = render(seed, canvas, hu)
+    record: dict[str, Any] = {
+        "seed": seed,
+        "shape": list(grid.shape),
+        "spacing": list(grid.spacing),
+        "phase": phase_record(phase),
+        "scanner": scanner,
+        "disease": asdict(disease),
+        "lesions": lesions,
+        "organs": _organs(labels, grid),
+    }
+    return Phantom(image, labels, auxiliary, grid.spacing, record)
+
+
+def _millilitres(array: NDArray[np.uint8], grid: Grid, value: int) -> float:
+    return round(float(np.count_nonzero(array == value)) * float(np.prod(grid.spacing)) / 1000, 3)
+
+
+def _organs(labels: NDArray[np.uint8], grid: Grid) -> dict[str, dict[str, float | bool]]:
+    """Volume in the field of view of every organ, and whether the first or last slice cuts it."""
+    voxel = float(np.prod(grid.spacing)) / 1000
+    counts = np.bincount(labels.ravel(), minlength=14)
+    ends = set(np.unique(labels[[0, -1]]).tolist())
+    return {o.name: {"ml": round(float(counts[o.id]) * voxel, 3), "cut": o.id in ends} for o in ORGANS}
+
+
+def _table_top(seed: int, body: Body, canvas: Canvas) -> None:
+    """The couch behind the back: a thin curved shell, foam inside."""
+    r = stream(seed, "view")
+    gap, there, bend = r.uniform(4, 14), r.random() < 0.9, r.uniform(0.0004, 0.0012)
+    if not there:
+        return
+    grid = canvas.grid
+    x, y = grid.coordinates(2), grid.coordinates(1)
+    surface = body.half_depth * 0.98 + gap - bend * x**2 * 0.5
+    below = y[:, None] - surface[None, :]
+    across = np.abs(x)[None, :] < 215
+    shell = ((np.abs(below) < 1.6) | (np.abs(below - 26) < 1.6)) & across
+    air = canvas.tissue == Tissue.AIR
+    air &= shell[None]
+    canvas.tissue[air] = Tissue.TABLE
