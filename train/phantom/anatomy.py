@@ -414,7 +414,7 @@ class Builder:
         self.shapes["stomach"] = tube
         self.pylorus = pylorus
         i = max(2, len(tube.points) // 6)
-        self.cardia = tube.points[i] + vector(-0.8 * tube.radii[i], -0.45 * tube.radii[i], 9.0)
+        self.cardia = tube.points[i] + vector(-0.8 * tube.radii[i], -0.6 * tube.radii[i], 11.0)
 
     def _liver_at(self, scale: float, pose: dict[str, Doubles]) -> Composite:
         k = scale
@@ -807,7 +807,11 @@ class Builder:
                 height = n(15, 2)
             else:  # in front of the upper pole, beside the aorta
                 apex = np.array(
-                    [n(33, 3), min(float(pole[1]) - n(27, 3), b.spine_front(50) - 2), float(pole[2]) - n(6, 4)]
+                    [
+                        n(33, 3),
+                        min(float(pole[1]) - n(27, 3), b.spine_front(50) - 2),
+                        min(float(pole[2]) - n(6, 4), b.dome_right - 70),
+                    ]
                 )
                 limbs = ((0.2, 17.0), (1.15, 18.0))
                 height = n(14, 2)
