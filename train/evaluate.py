@@ -35,8 +35,8 @@ Box = tuple[slice, slice, slice]
 GEOMETRY_TOLERANCE = 0.1
 BOOTSTRAP_SAMPLES = 10_000
 BOOTSTRAP_SEED = 22
-# More cases than this do not fit a terminal side by side.
-COLUMNS = 6
+# Characters: cases stand side by side only where a terminal shows them without breaking lines.
+TERMINAL_WIDTH = 100
 
 
 class EvaluationError(ValueError):
@@ -225,8 +225,8 @@ def summary_markdown(evaluation: Evaluation, rows: Sequence[Row]) -> str:
 
 def table(scores: dict[str, Scores], rows: Sequence[Row]) -> str:
     """A table for the terminal: organs down; DSC of each case across where they fit, then mean DSC and NSD."""
-    cases = list(scores) if len(scores) <= COLUMNS else []
-    width = max([8, *(len(case) for case in cases)])
+    width = max([8, *(len(case) for case in scores)])
+    cases = list(scores) if 40 + len(scores) * (2 + width) <= TERMINAL_WIDTH else []
     lines = ["".join([f"{'organ':<20}", *(f"  {case:>{width}}" for case in cases), "  mean DSC  mean NSD"])]
     for row in rows:
         values = [f"  {_case_dsc(scores[case], row.name):>{width}.4f}" for case in cases]

@@ -25,6 +25,7 @@ from inference.organs import ORGANS, Organ
 from inference.volume import Array, Labels, VolumeError, atomic_write, read_labels, read_volume
 from train.evaluate import check_same_grid
 from train.metrics import Spacing, dice
+from train.trunk import trunk_box
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +75,7 @@ FLAT = 0.2
 SHADOW = [patheffects.withStroke(linewidth=2.2, foreground="black")]
 # mm shown above and below the organs: a whole-body scan would shrink them to stamps.
 BEYOND_ORGANS = 40.0
-# Denser than fat: what is not the air around the patient.
-BODY_HU = -300.0
 AROUND_BODY = 10.0
-# Every second row and column is enough to find the patient.
-COARSE = 2
 
 
 @dataclass(frozen=True)
@@ -205,30 +202,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _shown_part(scan: Array, organs: Labels, spacing: Spacing) -> tuple[slice, slice, slice]:
     """The part of the scan that is drawn: in plane the patient, along z the organs and some more."""
-    whole = slice(0, scan.shape[0])
-    z = _extent(np.asarray(organs.any(axis=(1, 2))), BEYOND_ORGANS / spacing[0]) if organs.any() else whole
-    patient = _body(scan[z, ::COARSE, ::COARSE]) | (organs[z, ::COARSE, ::COARSE] > 0)
-    y, x = (
-        _extent(np.asarray(patient.any(axis=(0, other))), AROUND_BODY / (COARSE * size), COARSE)
-        for other, size in ((2, spacing[1]), (1, spacing[2]))
-    )
-    return z, slice(y.start, min(y.stop, scan.shape[1])), slice(x.start, min(x.stop, scan.shape[2]))
+    found = ndimage.find_objects((organs > 0).astype(np.uint8))
+    z, y, x = found[0] if found else (slice(0, scan.shape[0]), None, None)
+    z = _widened([z], BEYOND_ORGANS / spacing[0], scan.shape[0])
+    rows, columns = trunk_box(scan[z])
+    y = _widened([rows, y or rows], AROUND_BODY / spacing[1], scan.shape[1])
+    x = _widened([columns, x or columns], AROUND_BODY / spacing[2], scan.shape[2])
+    return z, y, x
 
 
-def _body(scan: Array) -> npt.NDArray[np.bool_]:
-    """The largest piece of tissue of a scan (z, y, x): the trunk without the table and, mostly, without the arms."""
-    pieces, count = ndimage.label(scan > BODY_HU)
-    if not count:
-        return np.ones(scan.shape, bool)
-    largest: npt.NDArray[np.bool_] = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
-    return largest
-
-
-def _extent(present: npt.NDArray[np.bool_], margin: float, step: int = 1) -> slice:
-    """From the first to the last True, and ``margin`` more, in units of ``step`` indices."""
-    indices = np.flatnonzero(present)
-    first, last = int(indices[0]) - round(margin), int(indices[-1]) + 1 + round(margin)
-    return slice(max(0, first) * step, min(len(present), last) * step)
+def _widened(parts: Sequence[slice], margin: float, size: int) -> slice:
+    """The indices of an axis of ``size`` from the first to the last of ``parts``, and ``margin`` more on either side."""
+    start, stop = min(part.start for part in parts), max(part.stop for part in parts)
+    return slice(max(0, start - round(margin)), min(size, stop + round(margin)))
 
 
 def _layout(
