@@ -211,7 +211,6 @@ def test_the_summary_table_is_one_row_per_organ() -> None:
     ("predictions", "message"),
     [
         ({}, "predictions: no such folder"),
-        ({"notes.txt": None}, "predictions: holds no .nii.gz or .nii file"),
         ({"A_0000.nii.gz": None}, "share no case"),
         ({"A.nii.gz": None, "A.nii": None}, "is the same case"),
     ],
@@ -228,8 +227,30 @@ def test_a_wrong_folder_is_refused_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_empty_folder_of_predictions_scores_0_and_one_of_references_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path / "references" / "A.nii.gz", organs())
+    (tmp_path / "predictions").mkdir()
+    assert score_folder(tmp_path / "predictions", tmp_path / "references").scores == {"A": FAILED}
+    assert call(tmp_path) == 0
+    (tmp_path / "references" / "A.nii.gz").unlink()
+    assert call(tmp_path) == 2
+    assert "references: holds no .nii.gz or .nii file" in caplog.text
+
+
 def test_when_every_case_fails_nothing_is_written(tmp_path: Path) -> None:
     prediction, _ = pair(tmp_path, organs(), organs())
     prediction.write_bytes(b"")
-    assert call(tmp_path) != 0
-    assert not (tmp_path / "out").exists()
+    assert call(tmp_path) == 2
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair(tmp_path, organs(), organs())
+    (tmp_path / "out").touch()
+    assert call(tmp_path) == 2
+    assert f"{tmp_path / 'out'}: cannot be written" in caplog.text
+    assert "DSC" not in caplog.text

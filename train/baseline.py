@@ -35,8 +35,10 @@ HU_EDGES = np.arange(-200.0, 401.0, 10.0)
 SPREAD_BINS = 1.5
 # Noise of a single voxel is averaged out over about this many mm before its HU is looked up.
 SMOOTHING = 2.0
-# Never seen is not impossible.
-RARE = 1e-6
+# An organ where none was seen is not impossible; one with an HU that none had is, against the rest of the body and of
+# the world, a part of which has any HU.
+RARE_PLACE = 1e-6
+UNSEEN_HU = 1e-12
 ANY_HU = 0.01
 
 
@@ -78,10 +80,9 @@ def count(scan: Array, labels: Labels, spacing: Spacing) -> tuple[Floats, Floats
 
 def from_counts(places: Floats, hu: Floats) -> Baseline:
     """Counts over cases as probabilities, spread to what was almost seen."""
-    prior = ndimage.gaussian_filter(places, (0, *[SPREAD_CELLS] * 3), mode="nearest") + RARE
+    prior = ndimage.gaussian_filter(places, (0, *[SPREAD_CELLS] * 3), mode="nearest") + RARE_PLACE
     likelihood = ndimage.gaussian_filter1d(hu, SPREAD_BINS, axis=1, mode="nearest")
-    likelihood = likelihood / np.maximum(likelihood.sum(axis=1, keepdims=True), 1) + RARE
-    # The rest of the body and of the world has any HU, an organ only those that it was seen with.
+    likelihood = likelihood / np.maximum(likelihood.sum(axis=1, keepdims=True), 1) + UNSEEN_HU
     likelihood[0] = (1 - ANY_HU) * likelihood[0] + ANY_HU / likelihood.shape[1]
     return Baseline(prior / prior.sum(axis=0), likelihood)
 

@@ -103,15 +103,10 @@ def score_folder(predictions: Path, references: Path, jobs: int = 1) -> Evaluati
     """Score every reference of a folder, ``jobs`` cases at a time.
 
     A case without a prediction scores 0 throughout; a case that fails is named in ``errors`` and the others go on.
-    Raises EvaluationError for a folder that is missing, holds no mask, or shares no case with the other.
+    Raises EvaluationError as ``find_pairs`` does.
     """
-    truth, masks = find_masks(references), find_masks(predictions)
+    truth, masks = find_pairs(predictions, references)
     paired = sorted(truth.keys() & masks.keys())
-    if not paired:
-        raise EvaluationError(
-            f"{predictions} and {references} share no case: predictions are named {_examples(masks)}, "
-            f"references {_examples(truth)}; expected CASE.nii.gz under the same name in both"
-        )
     for case in sorted(masks.keys() - truth.keys()):
         log.info("%s: no reference, so not scored", masks[case])
     missing = tuple(sorted(truth.keys() - masks.keys()))
@@ -131,8 +126,25 @@ def score_folder(predictions: Path, references: Path, jobs: int = 1) -> Evaluati
     return Evaluation(dict(sorted(scores.items())), dict(sorted(errors.items())), missing)
 
 
+def find_pairs(predictions: Path, references: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """References and predictions by case.
+
+    No prediction at all is a valid, if poor, result. Raises EvaluationError as ``find_masks`` does, for a folder of
+    references without a mask, and if predictions have other names than references.
+    """
+    truth, masks = find_masks(references), find_masks(predictions)
+    if not truth:
+        raise EvaluationError(f"{references}: holds no .nii.gz or .nii file; expected masks named CASE.nii.gz")
+    if masks and not truth.keys() & masks.keys():
+        raise EvaluationError(
+            f"{predictions} and {references} share no case: predictions are named {_examples(masks)}, "
+            f"references {_examples(truth)}; expected CASE.nii.gz under the same name in both"
+        )
+    return truth, masks
+
+
 def find_masks(folder: Path) -> dict[str, Path]:
-    """The masks of a folder by case. Raises EvaluationError for a missing folder, an empty one, or a case twice."""
+    """The masks of a folder by case. Raises EvaluationError for a missing folder or a case that is there twice."""
     if not folder.is_dir():
         raise EvaluationError(f"{folder}: no such folder; expected one with masks named CASE.nii.gz")
     masks: dict[str, Path] = {}
@@ -144,8 +156,6 @@ def find_masks(folder: Path) -> dict[str, Path]:
         if case in masks:
             raise EvaluationError(f"{path}: {masks[case].name} is the same case; expected one mask per case")
         masks[case] = path
-    if not masks:
-        raise EvaluationError(f"{folder}: holds no .nii.gz or .nii file; expected masks named CASE.nii.gz")
     return masks
 
 
@@ -266,8 +276,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status: 0 if every pair was scored, 1 if some failed, 2 if there was nothing to score or nowhere to write."""
+    """Exit status: 0 if every pair was scored (a missing prediction scores 0), 1 if some failed, 2 if there was nothing to score or nowhere to write."""
     try:
+        # Before the work, which may take an hour: is there something to score, and somewhere to write?
+        find_pairs(args.predictions, args.references)
+        args.out.mkdir(parents=True, exist_ok=True)
         evaluation = score_folder(args.predictions, args.references, args.jobs)
         rows = write_evaluation(evaluation, args.out)
     except EvaluationError as error:
@@ -285,7 +298,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _score_pairs(pairs: Sequence[tuple[str, Path, Path]], jobs: int) -> Iterator[tuple[str, Scores | str, float]]:
     """Case, its scores or the sentence that says why there are none, and seconds, in order of completion."""
-    if jobs == 1 or len(pairs) == 1:
+    if jobs == 1 or len(pairs) <= 1:
         for case, prediction, reference in pairs:
             yield case, *_attempt(case, prediction, reference)
         return
