@@ -129,7 +129,7 @@ def to_onnx(network: Any, patch: Shape, half: bool) -> bytes:
         torch.onnx.export(
             folded,
             (torch.zeros(1, 1, *patch),),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # the TorchScript exporter writes to files too
             input_names=[INPUT],
             output_names=[OUTPUT],
             opset_version=OPSET,

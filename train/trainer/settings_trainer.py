@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
-from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform  # type: ignore[import-untyped]
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms  # type: ignore[import-untyped]
+from batchgeneratorsv2.transforms.utils.random import RandomTransform  # type: ignore[import-untyped]
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -82,12 +82,12 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
         """Seconds trained so far, over all restarts; nnU-Net's log, part of each checkpoint, holds those of whole epochs."""
         starts = self.logger.get_value("epoch_start_timestamps", None)
         ends = self.logger.get_value("epoch_end_timestamps", None)
-        whole = sum(end - start for start, end in zip(starts, ends, strict=False))
+        whole = float(sum(end - start for start, end in zip(starts, ends, strict=False)))
         return whole + (time.time() - self.epoch_start if len(starts) > len(ends) else 0.0)
 
     def fraction_done(self) -> float:
         """Share of the training that is done, in [0, 1]: of its epochs, or of its time where that is further."""
-        epochs = self.current_epoch / self.num_epochs
+        epochs = float(self.current_epoch / self.num_epochs)
         clock = self.elapsed_seconds() / self.limit_seconds if self.limit_seconds else 0.0
         return min(1.0, max(epochs, clock))
 
