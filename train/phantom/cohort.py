@@ -71,7 +71,7 @@ class Order:
         }
         if self.split.labels:
             out["labels"] = self.root / self.split.labels / f"{self.name}.nii.gz"
-        if self.auxiliary and self.split is LABELLED:
+        if self.auxiliary and self.split == LABELLED:
             out["auxiliary"] = self.root / AUXILIARY_FOLDER / f"{self.name}.nii.gz"
         return out
 
