@@ -1,5 +1,7 @@
 """Two engines for one bundle: OpenVINO on a CPU, ONNX Runtime's CUDA provider on a GPU. Each is imported when chosen."""
 
+import contextlib
+import io
 import logging
 import math
 import os
@@ -42,11 +44,14 @@ def load_engine(bundle: Bundle, device: Device = "auto", threads: int = 0, preci
     is given. ``precision``: auto lets the engine compute in bf16 (CPU) or TF32 (GPU) where the hardware has it, f32 does not.
     Raises EngineError where the device cannot be had, BundleError where the network does not fit its plan.
     """
-    if device == "auto":
-        device = "cuda" if cuda_available() else "cpu"
-    if device == "cuda":
+    if device == "cuda" or (device == "auto" and cuda_available()):
         return OnnxRuntimeEngine(bundle, precision)
-    return OpenVinoEngine(bundle, threads or available_cores(), precision)
+    try:
+        return OpenVinoEngine(bundle, threads or available_cores(), precision)
+    except EngineError as error:
+        if device == "auto":
+            raise EngineError(f"no GPU was found (docker run --gpus gives one), and: {error}") from error
+        raise
 
 
 def available_cores() -> int:
@@ -129,7 +134,8 @@ class OnnxRuntimeEngine:
         options.log_severity_level = 3
         settings: dict[str, Any] = {}
         if provider == "CUDAExecutionProvider":
-            if hasattr(onnxruntime, "preload_dlls"):
+            # Finds CUDA among pip's packages; it prints what it misses, also what is never needed.
+            with contextlib.redirect_stdout(io.StringIO()):
                 onnxruntime.preload_dlls()
             # Heuristic search: the exhaustive one takes seconds and gigabytes at the first window (the paper's peak of 6 GB).
             settings = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +101,12 @@ def test_the_cores_of_a_container_are_its_quota(tmp_path: Path) -> None:
     assert _cgroup_quota(old) is None
     assert _cgroup_quota(tmp_path / "none") is None
     assert available_cores() >= 1
+
+
+def test_an_image_with_neither_gpu_nor_cpu_engine_says_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference.engine.cuda_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "openvino", None)  # what `import` finds where it is not installed
+    with pytest.raises(EngineError, match=r"no GPU was found .* OpenVINO is not installed"):
+        load_engine(make_bundle(), "auto")
+    with pytest.raises(EngineError, match=r"^device cpu: OpenVINO is not installed"):
+        load_engine(make_bundle(), "cpu")

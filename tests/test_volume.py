@@ -191,7 +191,10 @@ BAD = {
     "absurd spacing": (broken_header(pixdim=PIXDIM * 1000), "expected 0.05 to 50 mm"),
     "absurd affine": (broken_header(srow_x=[-2000, 0, 0, 0], sform_code=1), "spacing 2000 x 2 x 4 mm"),
     "NaN affine": (broken_header(srow_x=[np.nan, 0, 0, 0], sform_code=1), "spacing nan"),
-    "flat affine": (broken_header(srow_x=[-2, -2, 0, 0], srow_y=[-2, -2, 0, 0], sform_code=1), "axes are not independent"),
+    "flat affine": (
+        broken_header(srow_x=[-2, -2, 0, 0], srow_y=[-2, -2, 0, 0], sform_code=1),
+        "axes are not independent",
+    ),
     "bad type code": (broken_header(datatype=77), "header is damaged"),
     "negative size": (broken_header(dim=[3, 56, -48, 20, 1, 1, 1, 1]), ""),
 }

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform  # type: ignore[import-untyped]
-from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms  # type: ignore[import-untyped]
-from batchgeneratorsv2.transforms.utils.random import RandomTransform  # type: ignore[import-untyped]
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
