@@ -79,7 +79,7 @@ def make_plan(dataset: str, config: Config, workspace: Workspace) -> None:
     """Write the plan of a data set from nnU-Net's fingerprint of its organs and the settings; an existing plan stays."""
     if workspace.plans(dataset).exists():
         return
-    with _environment(config, workspace):
+    with _environment(config, workspace), contextlib.redirect_stdout(None):  # nnU-Net prints what it finds
         fingerprint = _fingerprint(dataset, config, workspace)
         if config.network.plan == "nnunet":
             plans = _planned_by_nnunet(dataset)
@@ -224,8 +224,7 @@ def _planned_by_nnunet(dataset: str) -> dict[str, Any]:
     from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
     planner = ExperimentPlanner(dataset, suppress_transpose=True)
-    with contextlib.redirect_stdout(None):
-        plans: dict[str, Any] = planner.plan_experiment()
+    plans: dict[str, Any] = planner.plan_experiment()
     recursive_fix_for_json_export(plans)
     return plans
 
