@@ -206,6 +206,15 @@ class Loop:
 
 
 @dataclass(frozen=True)
+class Labelling:
+    """How pseudo-labels are made: sliding window, test-time mirroring, post-processing."""
+
+    step: Annotated[float, Real(0, 1, inclusive=False)]
+    mirroring: Annotated[bool, Switch()]
+    postprocess: Annotated[bool, Switch()]
+
+
+@dataclass(frozen=True)
 class Inference:
     """How the exported network is run (paper section 2.3)."""
 
@@ -229,6 +238,7 @@ class Config:
     network: Network
     training: Training
     loop: Loop
+    labelling: Labelling
     inference: Inference
     export: Export
 
