@@ -13,7 +13,7 @@ from inference.volume import atomic_write
 from train import nnunet
 from train.config import Config, ConfigError, load_config, read_settings
 from train.dataset import labelled_cases
-from train.export import export, parse_fold
+from train.export import export, git_commit, package_versions, parse_fold
 from train.prepare import prepare, write_organ_minima
 from train.workspace import LABELLED_DATASET, Workspace
 
@@ -88,6 +88,8 @@ def _record(config: Config, arguments: argparse.Namespace, workspace: Workspace)
         "command": _command(arguments),
         "data": arguments.data.resolve().name,
         "started": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "versions": package_versions(),
+        "commit": git_commit(),
     }
     if not workspace.provenance.exists():
         atomic_write(workspace.provenance, (json.dumps(provenance, indent=1) + "\n").encode())
