@@ -389,7 +389,7 @@ def predict(bundle: Bundle, scan: Volume, engine: Engine, separate_z: bool | Non
 
 
 def _plans_of_bundle(plan: Plan, separate_z: bool | None) -> dict[str, Any]:
-    """nnU-Net's plans for a bundle's network, with nnU-Net's own orders of interpolation."""
+    """nnU-Net's plans for a bundle's network, with the resampling of our plans or (None) of nnU-Net's own."""
     resample = "resample_data_or_seg_to_shape"
     configuration: dict[str, Any] = {
         "data_identifier": f"{PLANS}_{CONFIGURATION}",
@@ -403,7 +403,8 @@ def _plans_of_bundle(plan: Plan, separate_z: bool | None) -> dict[str, Any]:
         "batch_dice": False,
         "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
     }
-    for kind, order in (("data", 3), ("seg", 1), ("probabilities", 1)):
+    # nnU-Net's default takes scans by cubic splines; a plan of ours says linear, as this core does.
+    for kind, order in (("data", 3 if separate_z is None else 1), ("seg", 1), ("probabilities", 1)):
         configuration[f"resampling_fn_{kind}"] = resample
         configuration[f"resampling_fn_{kind}_kwargs"] = {
             "is_seg": kind == "seg",
