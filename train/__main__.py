@@ -18,6 +18,7 @@ COMMANDS = {
     "export": ("train.export", "turn a trained checkpoint into a bundle: plan.json and model.onnx"),
     "evaluate": ("train.evaluate", "DSC and NSD per case and organ, as the challenge measures them"),
     "picture": ("train.picture", "a scan and its mask in three planes, as PNG"),
+    "parity": ("train.parity", "compare this core with nnU-Net's own predictor, same weights, same scan"),
     "baseline": ("train.baseline", "segment by thresholds and average positions: what a network has to beat"),
 }
 

@@ -232,7 +232,7 @@ def _provenance(checkpoint: Path, workspace: Workspace) -> dict[str, Any]:
     if progress.exists():
         last = json.loads(progress.read_text(encoding="utf-8"))
         recorded |= {
-            "epochs": last["epoch"] + 1,
+            "epochs": last["epoch"],
             "minutes": round(last["seconds"] / 60, 1),
             "checkpoint": checkpoint.name,
         }

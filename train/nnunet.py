@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from inference.volume import atomic_write
+from inference.bundle import Bundle, Plan
+from inference.engine import Engine
+from inference.volume import Labels, Volume, atomic_write
 from train.config import Config, Training
 from train.prepare import process_pool, worker_count
 from train.workspace import CONFIGURATION, LABELLED_DATASET, PLANS, TRAINER, Workspace
@@ -97,7 +99,7 @@ def make_plan(dataset: str, config: Config, workspace: Workspace) -> None:
     """Write the plan of a data set from nnU-Net's fingerprint of its organs and the settings; an existing plan stays."""
     if workspace.plans(dataset).exists():
         return
-    with _environment(config, workspace):
+    with _environment(config, workspace), contextlib.redirect_stdout(None):  # nnU-Net prints what it finds
         fingerprint = _fingerprint(dataset, config, workspace)
         if config.network.plan == "nnunet":
             plans = _planned_by_nnunet(dataset)
@@ -270,8 +272,7 @@ def _planned_by_nnunet(dataset: str) -> dict[str, Any]:
     from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
     planner = ExperimentPlanner(dataset, suppress_transpose=True)
-    with contextlib.redirect_stdout(None):
-        plans: dict[str, Any] = planner.plan_experiment()
+    plans: dict[str, Any] = planner.plan_experiment()
     recursive_fix_for_json_export(plans)
     return plans
 
@@ -429,3 +430,83 @@ def _device(training: Training) -> str:
 def _write_json(path: Path, content: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def predict(bundle: Bundle, scan: Volume, engine: Engine, separate_z: bool | None) -> Labels:
+    """What nnU-Net's own predictor makes of a scan: label map (z, y, x) on the scan's grid, no mirroring, no rules.
+
+    The network is the bundle's, run by ``engine``; preprocessing, sliding window and both resamplings are nnU-Net's.
+    ``separate_z`` is the plan's ``force_separate_z``: None, nnU-Net's default, resamples z apart where voxels are longer
+    than three times their width; False does not.
+    """
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    class Network(torch.nn.Module):
+        def forward(self, windows: Any) -> Any:
+            logits = [np.array(engine(window[0].numpy())) for window in windows]
+            return torch.from_numpy(np.stack(logits))
+
+    plan = bundle.plan
+    manager = PlansManager(_plans_of_bundle(plan, separate_z))
+    labels = {name: index for index, name in enumerate(plan.classes)}
+    with contextlib.redirect_stdout(None):  # it says that it found no GPU
+        predictor = nnUNetPredictor(plan.step, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.manual_initialization(
+        Network(),
+        manager,
+        manager.get_configuration(CONFIGURATION),
+        [{}],
+        {"labels": labels, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"},
+        "nnUNetTrainer",
+        None,
+    )
+    image = scan.voxels[None].astype(np.float32)
+    found: Labels = predictor.predict_single_npy_array(image, {"spacing": list(scan.spacing)})
+    return found
+
+
+def _plans_of_bundle(plan: Plan, separate_z: bool | None) -> dict[str, Any]:
+    """nnU-Net's plans for a bundle's network, with nnU-Net's own orders of interpolation."""
+    resample = "resample_data_or_seg_to_shape"
+    configuration: dict[str, Any] = {
+        "data_identifier": f"{PLANS}_{CONFIGURATION}",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": list(plan.patch),
+        "median_image_size_in_voxels": list(plan.patch),
+        "spacing": list(plan.spacing),
+        "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False],
+        "batch_dice": False,
+        "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
+    }
+    for kind, order in (("data", 3), ("seg", 1), ("probabilities", 1)):
+        configuration[f"resampling_fn_{kind}"] = resample
+        configuration[f"resampling_fn_{kind}_kwargs"] = {
+            "is_seg": kind == "seg",
+            "order": order,
+            "order_z": 0,
+            "force_separate_z": separate_z,
+        }
+    intensity = plan.intensity
+    statistics = {
+        "percentile_00_5": intensity.clip_low,
+        "percentile_99_5": intensity.clip_high,
+        "mean": intensity.mean,
+        "std": intensity.std,
+    }
+    return {
+        "dataset_name": "Dataset001_Bundle",
+        "plans_name": PLANS,
+        "original_median_spacing_after_transp": list(plan.spacing),
+        "original_median_shape_after_transp": list(plan.patch),
+        "image_reader_writer": READER,
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {CONFIGURATION: configuration},
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {"0": statistics},
+    }

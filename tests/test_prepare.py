@@ -1,0 +1,166 @@
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inference.volume import read_labels, read_volume, write_volume
+from train.config import Config, load_config
+from train.dataset import Case, DatasetError, labelled_cases, unlabelled_cases
+from train.prepare import exact_spacing, organ_minima, organ_volumes, prepare, prepare_case, write_organ_minima
+from train.workspace import Workspace
+
+LPS = np.diag([-1.5, -1.5, 3.0, 1.0])
+
+
+def settings(*more: str) -> Config:
+    return load_config(None, ["prepare.spacing=[4.0, 2.0, 2.0]", "prepare.workers=1", *more])
+
+
+def write_case(root: Path, name: str, auxiliary: bool = False) -> None:
+    """A scan of 3 x 1.5 x 1.5 mm with a liver block inside and an aorta through all slices."""
+    voxels = np.full((20, 24, 28), -100, np.int16)
+    labels = np.zeros(voxels.shape, np.uint8)
+    labels[5:12, 4:12, 4:12] = 1
+    labels[:, 16:20, 16:20] = 5
+    voxels[labels == 1], voxels[labels == 5] = 60, 200
+    for folder, content, suffix in (("imagesTr", voxels, "_0000"), ("labelsTr", labels, "")):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        write_volume(root / folder / f"{name}{suffix}.nii.gz", content, LPS)
+    if auxiliary:
+        (root / "auxiliaryTr").mkdir(exist_ok=True)
+        write_volume(root / "auxiliaryTr" / f"{name}.nii.gz", np.full(voxels.shape, 14, np.uint8), LPS)
+
+
+def test_labelled_cases_pair_images_with_label_maps(tmp_path: Path) -> None:
+    for name in ("B", "A"):
+        write_case(tmp_path, name)
+    cases = labelled_cases(tmp_path, settings().data)
+    assert [case.id for case in cases] == ["A", "B"]
+    assert cases[0].image.name == "A_0000.nii.gz"
+    assert cases[0].label is not None
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [("labelsTr/A.nii.gz", "no label map A"), ("imagesTr/A_0000.nii.gz", "no image A_0000")],
+)
+def test_an_unpaired_file_is_named(tmp_path: Path, file: str, message: str) -> None:
+    for name in ("A", "B"):
+        write_case(tmp_path, name)
+    (tmp_path / file).unlink()
+    with pytest.raises(DatasetError, match=message):
+        labelled_cases(tmp_path, settings().data)
+
+
+def test_a_missing_folder_and_an_image_without_channel_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="unlabeled: not a folder"):
+        unlabelled_cases(tmp_path, settings().data)
+    (tmp_path / "unlabeled").mkdir()
+    (tmp_path / "unlabeled" / "scan.nii.gz").touch()
+    with pytest.raises(DatasetError, match="CASE_0000"):
+        unlabelled_cases(tmp_path, settings().data)
+
+
+def test_a_prepared_case_lies_on_the_working_grid(tmp_path: Path) -> None:
+    write_case(tmp_path, "A")
+    workspace = Workspace(tmp_path / "run")
+    assert prepare(labelled_cases(tmp_path, settings().data), settings(), workspace) == ("A",)
+    image, label = read_volume(workspace.image("A")), read_labels(workspace.label("A"))
+    assert image.shape == label.shape == (15, 18, 21)
+    assert image.spacing == pytest.approx((4, 2, 2))
+    assert image.voxels.dtype == np.int16
+    assert image.voxels[label.voxels == 1].mean() == pytest.approx(60, abs=10)
+    millilitres = (label.voxels == 1).sum() * label.voxel_volume / 1000
+    assert millilitres == pytest.approx(7 * 8 * 8 * 3 * 1.5 * 1.5 / 1000, rel=0.25)
+
+
+def test_a_prepared_case_is_kept(tmp_path: Path) -> None:
+    write_case(tmp_path, "A")
+    workspace = Workspace(tmp_path / "run")
+    cases = labelled_cases(tmp_path, settings().data)
+    prepare(cases, settings(), workspace)
+    before = workspace.image("A").stat()
+    prepare(cases, settings(), workspace)
+    after = workspace.image("A").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_a_bad_scan_is_named_and_set_aside_and_the_rest_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("A", "B"):
+        write_case(tmp_path, name)
+    (tmp_path / "imagesTr" / "B_0000.nii.gz").write_bytes(b"")
+    workspace = Workspace(tmp_path / "run")
+    with caplog.at_level(logging.WARNING):
+        assert prepare(labelled_cases(tmp_path, settings().data), settings(), workspace) == ("A",)
+    assert "B is set aside" in caplog.text
+    assert "empty" in workspace.set_aside("B").read_text(encoding="utf-8")
+    assert not workspace.image("B").exists()
+
+
+def test_a_label_map_on_another_grid_or_with_a_strange_label_is_refused(tmp_path: Path) -> None:
+    write_case(tmp_path, "A")
+    workspace = Workspace(tmp_path / "run")
+    case = labelled_cases(tmp_path, settings().data)[0]
+    assert case.label is not None
+    for folder in (workspace.image, workspace.label, workspace.volumes):
+        folder("A").parent.mkdir(parents=True)
+    write_volume(case.label, np.zeros((20, 24, 27), np.uint8), LPS)
+    with pytest.raises(ValueError, match="20 x 24 x 27"):
+        prepare_case(case, settings(), workspace)
+    write_volume(case.label, np.full((20, 24, 28), 14, np.uint8), LPS)
+    with pytest.raises(ValueError, match="label 14; expected 0 to 13"):
+        prepare_case(case, settings(), workspace)
+    assert not workspace.image("A").exists()
+
+
+def test_auxiliary_classes_fill_only_what_no_organ_takes(tmp_path: Path) -> None:
+    write_case(tmp_path, "A", auxiliary=True)
+    config = settings('data.auxiliary_classes=["fat"]')
+    workspace = Workspace(tmp_path / "run")
+    prepare(labelled_cases(tmp_path, config.data), config, workspace)
+    organs, both = read_labels(workspace.label("A")).voxels, read_labels(workspace.training_label("A")).voxels
+    assert set(np.unique(both)) == {1, 5, 14}
+    assert ((both == 1) == (organs == 1)).mean() > 0.99
+
+
+def test_the_spacing_of_a_prepared_file_is_exact() -> None:
+    affine = np.array([[-2.01, 0, 0.1, 5], [0, -1.99, 0, 6], [0, 0.1, 4.02, 7], [0, 0, 0, 1.0]])
+    scaled = exact_spacing(affine, (4.0, 2.0, 2.0))
+    assert np.linalg.norm(scaled[:3, :3], axis=0) == pytest.approx([2, 2, 4])
+    assert scaled[:3, 3].tolist() == [5, 6, 7]
+
+
+def test_a_cut_organ_does_not_set_the_minimum_while_a_whole_one_exists() -> None:
+    whole = {"liver": {"mm3": 900.0, "cut": False}, "aorta": {"mm3": 50.0, "cut": True}}
+    cut = {"liver": {"mm3": 100.0, "cut": True}, "aorta": {"mm3": 40.0, "cut": True}}
+    assert organ_minima([whole, cut]) == {"liver": 900.0, "aorta": 40.0}
+
+
+def test_volumes_are_in_mm3_and_know_what_the_scan_cuts() -> None:
+    labels = np.zeros((6, 5, 5), np.uint8)
+    labels[2:4, 1:3, 1:3] = 1
+    labels[4:, 4, 4] = 3
+    volumes = organ_volumes(labels, (5.0, 2.0, 1.0))
+    assert volumes == {"liver": {"mm3": 80.0, "cut": False}, "spleen": {"mm3": 20.0, "cut": True}}
+
+
+def test_minima_are_learned_from_the_original_label_maps(tmp_path: Path) -> None:
+    write_case(tmp_path, "A")
+    workspace = Workspace(tmp_path / "run")
+    prepare(labelled_cases(tmp_path, settings().data), settings(), workspace)
+    minima = write_organ_minima(("A",), workspace)
+    assert minima == pytest.approx({"liver": 7 * 8 * 8 * 6.75, "aorta": 20 * 4 * 4 * 6.75})
+    assert json.loads(workspace.organ_minima.read_text(encoding="utf-8")) == minima
+
+
+def test_an_unlabelled_case_needs_no_label_map(tmp_path: Path) -> None:
+    write_case(tmp_path, "A")
+    case = replace(labelled_cases(tmp_path, settings().data)[0], label=None)
+    workspace = Workspace(tmp_path / "run")
+    assert prepare([Case(case.id, case.image)], settings(), workspace) == ("A",)
+    assert not workspace.label("A").exists()
