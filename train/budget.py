@@ -68,10 +68,9 @@ class Budget:
     def describe(self, run: Path) -> str:
         """What a person should know before the start."""
         return (
-            f"plan: {self.trainings} trainings and {self.labellings} cases to label; about {self.gpu_hours:.3g} GPU hours "
-            f"at an RTX 2080 Ti's pace ({self.training_flop / RTX_2080_TI / 3600:.3g} of them training), or "
-            f"{self.core_hours:.3g} hours of a CPU core; up to {self.disk_bytes / GIGABYTE:.1f} GB of disk, "
-            f"{free_bytes(run) / GIGABYTE:.1f} GB are free"
+            f"plan: {self.trainings} trainings and {self.labellings} cases to label; about {self.gpu_hours:,.1f} GPU hours "
+            f"at an RTX 2080 Ti's pace, or {self.core_hours:,.1f} hours of a CPU core; up to "
+            f"{self.disk_bytes / GIGABYTE:,.1f} GB of disk, {free_bytes(run) / GIGABYTE:,.1f} GB are free"
         )
 
     def check_disk(self, run: Path) -> None:

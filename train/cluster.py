@@ -8,6 +8,7 @@ import contextlib
 import errno
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 import zlib
@@ -24,6 +25,8 @@ from train.prepare import die_with_parent
 # through Ray but names of files.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
+# A busy machine starts slowly: seconds until Ray gives up on a worker.
+os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
 os.environ.setdefault(
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
 )  # what Ray will do by default: leave CUDA_VISIBLE_DEVICES
@@ -35,6 +38,7 @@ OBJECT_STORE_BYTES = 100 * 2**20
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Seconds between two looks at the cluster: new hosts get work, lost ones are replaced.
 LOOK = 2.0
+START_ATTEMPTS = 3
 
 Work = Callable[[], None]
 CaseWork = Callable[[str], None]
@@ -268,24 +272,51 @@ def connect(address: str | None, run: Path, device: str, cores: tuple[int, int],
     import ray
 
     temporary = temporary_folder(run)
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed: the run's lock is ours
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING, "include_dashboard": None}
     try:
         if address:
-            ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+            _join(address)
         else:
-            quiet["include_dashboard"] = False
-            ray.init(
-                num_cpus=available_cores(), object_store_memory=OBJECT_STORE_BYTES, _temp_dir=str(temporary), **quiet
-            )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise ClusterError(f"Ray at {address or 'this machine'} cannot be used: {error}") from error
-    try:
+            _start(temporary)
         hosts = [host["Resources"] for host in ray.nodes() if host["Alive"]]
         yield RayCluster(*demands(hosts, device, cores), retries)
     finally:
         ray.shutdown()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # Ray raises many
+        raise ClusterError(f"the Ray cluster at {address} cannot be reached: {error}") from error
+
+
+def _start(temporary: Path) -> None:
+    """Ray on this machine. It gives up after half a minute, which a busy machine may need: three tries."""
+    import ray
+
+    # A secret of its own: Ray would leave one in the home folder.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    for attempt in range(START_ATTEMPTS):
+        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed: the run's lock is ours
+        try:
+            ray.init(
+                num_cpus=available_cores(),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(temporary),
+            )
+        except Exception as error:  # Ray raises that class itself
+            ray.shutdown()
+            if attempt == START_ATTEMPTS - 1:
+                raise ClusterError(f"Ray cannot be started on this machine: {error}") from error
+            log.warning("Ray did not start (%s); trying again", error)
+        else:
+            return
 
 
 def temporary_folder(run: Path) -> Path:
