@@ -246,8 +246,10 @@ def _segment_case(case: Case, segmenter: Segmenter) -> dict[str, Any]:
 
 def organ_volumes(labels: Labels, plan: Plan, voxel_volume: float) -> dict[str, float]:
     """mL of every organ of the plan in a label map."""
-    counts = [np.count_nonzero(labels == index) for index in range(1, len(plan.classes))]
-    return {name: round(count * voxel_volume / 1000, 2) for name, count in zip(plan.classes[1:], counts, strict=True)}
+    counts = np.zeros(256, np.int64)
+    for plane in labels:  # numpy counts in 64 bits: a plane at a time, not the whole scan
+        counts += np.bincount(plane.ravel(), minlength=256)
+    return {name: round(counts[index] * voxel_volume / 1000, 2) for index, name in enumerate(plan.classes) if index}
 
 
 def _message(case: Case, error: Exception) -> str:

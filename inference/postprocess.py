@@ -140,12 +140,20 @@ RULES: tuple[Rule, ...] = (
 
 def postprocess(labels: Labels, context: Context) -> tuple[Labels, tuple[str, ...]]:
     """All rules once, in order. Returns the new label map and what the reader of the mask should know."""
+    rows, columns = (np.flatnonzero(labels.any(axis=(0, side))) for side in (2, 1))
+    if not rows.size:
+        return labels, ()
+    # Organs fill a third of a slice or less. Every slice stays: the rules know the scan's first and last.
+    window = (slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    inside = np.ascontiguousarray(labels[window])
     warnings = []
     vessels = _vessel_ids(context)
-    if vessels and labels.any() and not np.isin(labels, vessels).any():
+    if vessels and not _boxes(inside).keys() & set(vessels):
         warnings.append("no aorta, inferior vena cava or esophagus found: the mask was not cropped to the abdomen")
     for rule in RULES:
-        labels = rule(labels, context)
+        inside = rule(inside, context)
+    labels = labels.copy()
+    labels[window] = inside
     return labels, tuple(warnings)
 
 

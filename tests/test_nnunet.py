@@ -152,3 +152,17 @@ def test_a_finished_run_is_left_alone(run_folder: Path) -> None:
     before = workspace.final_checkpoint(LABELLED_DATASET, "all").stat().st_mtime_ns
     nnunet.train(LABELLED_DATASET, "all", read_settings(workspace.settings), workspace)
     assert workspace.final_checkpoint(LABELLED_DATASET, "all").stat().st_mtime_ns == before
+
+
+@pytest.mark.long
+def test_a_resumed_deterministic_training_equals_an_undisturbed_one(run_folder: Path) -> None:
+    from train import fit
+
+    parser = argparse.ArgumentParser()
+    fit.add_arguments(parser)
+    undisturbed = run_folder.parent / "undisturbed"
+    words = ["--data", str(run_folder.parent / "data"), "--out", str(undisturbed)]
+    for setting in [*SETTINGS, "training.epochs=2"]:
+        words += ["--set", setting]
+    assert fit.run(parser.parse_args(words)) == 0
+    assert read_bundle(Workspace(undisturbed).bundle).model == read_bundle(Workspace(run_folder).bundle).model

@@ -219,3 +219,18 @@ def test_an_empty_mask_is_a_valid_answer() -> None:
     result, warnings = postprocess(empty(), context(liver=1e6))
     assert not result.any()
     assert warnings == ()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rules_on_the_organs_window_equal_rules_on_the_whole_scan(seed: int) -> None:
+    labels = np.pad(random_labels(seed), ((0, 0), (7, 3), (2, 9)))
+    settings = context(liver=3000.0, aorta=200.0, gallbladder=150.0)
+    whole = labels
+    for rule in RULES:
+        whole = rule(whole, settings)
+    assert (postprocess(labels, settings)[0] == whole).all()
+    touching = random_labels(seed)  # organs at the scan's sides
+    whole = touching
+    for rule in RULES:
+        whole = rule(whole, settings)
+    assert (postprocess(touching, settings)[0] == whole).all()

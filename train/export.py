@@ -236,7 +236,8 @@ def _provenance(checkpoint: Path, workspace: Workspace) -> dict[str, Any]:
             "minutes": round(last["seconds"] / 60, 1),
             "checkpoint": checkpoint.name,
         }
-    return recorded | {"versions": package_versions(), "commit": git_commit()}
+    # Those of the training, where it recorded them.
+    return {"versions": package_versions(), "commit": git_commit()} | recorded
 
 
 def package_versions() -> dict[str, str]:

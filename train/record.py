@@ -43,15 +43,15 @@ def record_start(words: Sequence[str], data: Path, workspace: Workspace) -> None
     """
     now = datetime.datetime.now(datetime.UTC)
     command = shlex.join(words)
+    made_with = {"versions": package_versions(), "commit": git_commit()}
     if not workspace.provenance.exists():
         origin = {"command": command, "data": data.resolve().name, "started": now.date().isoformat()}
-        _write(workspace.provenance, origin)
+        _write(workspace.provenance, origin | made_with)
     start = {
         "time": now.isoformat(timespec="seconds"),
         "command": command,
-        "commit": git_commit(),
         "image": {"digest": os.environ.get(IMAGE_DIGEST), "version": os.environ.get(IMAGE_VERSION)},
-        "versions": package_versions(),
+        **made_with,
     }
     _write(workspace.starts, [*read_starts(workspace), start])
 
