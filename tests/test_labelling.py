@@ -136,13 +136,16 @@ def test_entropy_is_over_what_some_model_calls_an_organ() -> None:
     assert voxels == 1
 
 
-def test_a_scan_without_any_organ_has_an_empty_label_full_agreement_and_no_entropy(labeller, tmp_path: Path) -> None:
+def test_a_scan_without_any_organ_has_an_empty_label_full_agreement_and_no_entropy(
+    labeller: Labeller, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "images").mkdir()
     air = np.full((10, 20, 20), -900, np.int16)
     air[0, 0, 0] = -1000
     labels, row = label(labeller, save_nifti(tmp_path / "images" / "CASE.nii.gz", air))
     assert not labels.any()
     assert (row.agreement.minimum, row.entropy) == (1.0, 0.0)
+    assert "CASE.nii.gz: no organ found" in caplog.text
 
 
 def test_models_that_trained_on_a_case_label_it_but_are_not_compared(bundles, labeller: Labeller, scan: Path) -> None:

@@ -106,20 +106,25 @@ class Labeller:
         with watch.stage("read"):
             scan = read_volume(image_path, self.plan.orientation)
             self._check_grid(image_path, scan)
-        labels, agreement, entropy = self._merge(scan, leave_out, watch)
+        consensus = self._consensus(scan, self._compared(leave_out), watch)
+        labels = consensus.labels
+        if not labels.any():
+            log.warning("%s: no organ found: the pseudo-label is empty", image_path)
         if self.settings.postprocess:
             with watch.stage("rules"):
                 labels, _ = postprocess(labels, Context.of(self.plan, scan.voxel_volume))
-        with watch.stage("change"):
-            change = None if previous is None else changed_share(labels, _read_same_grid(previous, scan, image_path))
+        change = None
+        if previous is not None:
+            with watch.stage("change"):
+                change = changed_share(labels, _read_same_grid(previous, scan, image_path))
         with watch.stage("write"):
             write_volume(label_path, labels, scan.affine)
         row = Row(
             case=case_name(label_path),
             models=self.models - len(set(leave_out)),
-            agreement=agreement,
+            agreement=consensus.agreement(),
             volumes_ml={name: float(ml) for name, ml in organ_volumes(labels, self.plan, scan.voxel_volume).items()},
-            entropy=entropy,
+            entropy=consensus.entropy(),
             change=change,
             seconds={stage: round(seconds, 3) for stage, seconds in watch.seconds.items()},
         )
@@ -127,36 +132,18 @@ class Labeller:
         write_row(row_path, row)
         return row
 
-    def _merge(self, scan: Volume, leave_out: Collection[int], watch: Stopwatch) -> tuple[Labels, Agreement, float]:
-        """Pseudo-label (z, y, x), agreement and mean entropy of a scan, slice by slice."""
-        compared = self._compared(leave_out)
-        overlap = Overlap(len(compared))
-        labels = np.empty(scan.shape, np.uint8)
-        entropies: list[float] = []
-        voxels = 0
+    def _consensus(self, scan: Volume, compared: Sequence[int], watch: Stopwatch) -> "Consensus":
+        consensus = Consensus(scan.shape, self.models, compared)
         slabs = self._segmenter.logits(scan.voxels)
-        z = 0
         while True:
             with watch.stage("network"):
                 slab = next(slabs, None)
             if slab is None:
-                break
+                return consensus
             with watch.stage("labels"):
-                for logits in slices_of([slab]):
-                    masks = [argmax(model) for model in self._by_model(logits)]
-                    labels[z], entropy, seen = merge(self._by_model(logits), masks)
-                    overlap.add([masks[index] for index in compared])
-                    entropies.append(entropy)
-                    voxels += seen
-                    z += 1
-            # Before the next slab is made: one of them is a large part of the working set.
-            del slab, logits
-        mean_entropy = float(np.sum(entropies)) / voxels if voxels else 0.0
-        return labels, overlap.agreement(), mean_entropy
-
-    def _by_model(self, logits: Floats) -> Floats:
-        """Logits (models * classes, y, x) as (models, classes, y, x)."""
-        return logits.reshape(self.models, len(self.plan.classes), *logits.shape[1:])
+                consensus.add(slab)
+            # A slab is a large part of the working set: gone before the next one is made.
+            del slab
 
     def _compared(self, leave_out: Collection[int]) -> list[int]:
         unknown = set(leave_out) - set(range(self.models))
@@ -191,6 +178,43 @@ class Ensemble:
         return self._logits.reshape(-1, *self._logits.shape[2:])
 
 
+class Consensus:
+    """What the models say of one scan, gathered slab by slab.
+
+    ``labels``: the ensemble's label map (z, y, x), filled from the first slice on.
+    """
+
+    def __init__(self, shape: Shape, models: int, compared: Sequence[int]) -> None:
+        """``shape``: of the scan (z, y, x). ``compared``: the models, by index, that agreement is over."""
+        self.labels: Labels = np.empty(shape, np.uint8)
+        self._models = models
+        self._compared = tuple(compared)
+        self._overlap = Overlap(len(compared))
+        self._slices = 0
+        self._entropy = 0.0
+        self._voxels = 0
+
+    def add(self, slab: Floats) -> None:
+        """Take the next slices: logits (models * classes, n, y, x)."""
+        for stacked in slices_of([slab]):
+            logits = stacked.reshape(self._models, -1, *stacked.shape[1:])
+            masks = [argmax(model) for model in logits]
+            labels, total, voxels = merge(logits, masks)
+            self.labels[self._slices] = labels
+            self._overlap.add([masks[index] for index in self._compared])
+            self._entropy += total
+            self._voxels += voxels
+            self._slices += 1
+
+    def agreement(self) -> Agreement:
+        """Equation 1 over the compared models."""
+        return self._overlap.agreement()
+
+    def entropy(self) -> float:
+        """Mean voxel entropy of the ensemble in nats, see ``Row``."""
+        return self._entropy / self._voxels if self._voxels else 0.0
+
+
 def merge(logits: Floats, masks: Sequence[Labels]) -> tuple[Labels, float, int]:
     """The ensemble's label map of one slice, the sum of its entropy in nats, and over how many voxels.
 
@@ -219,10 +243,9 @@ def mean_softmax(logits: Floats) -> Floats:
 
 def entropy(probabilities: Floats) -> Floats:
     """Entropy over the classes of ``probabilities`` (classes, n), in nats: (n,). 0 where one class has it all."""
-    # The largest float below 0 p log p could come from is 0 log 0, which is 0.
-    floor = np.finfo(np.float32).tiny
-    result: Floats = -(probabilities * np.log(np.maximum(probabilities, floor))).sum(axis=0)
-    return np.maximum(result, 0)
+    smallest = np.finfo(np.float32).tiny  # 0 log 0 is 0
+    result: Floats = -(probabilities * np.log(np.maximum(probabilities, smallest))).sum(axis=0)
+    return np.maximum(result, 0)  # a sum of shares may round to more than 1
 
 
 def changed_share(labels: Labels, before: Labels) -> float:
