@@ -103,7 +103,8 @@ class World:
         self.trained[f"{dataset} {fold}"] = cases, config.training, warm_start
         atomic_write(final, json.dumps(content).encode())
 
-    def export(self, checkpoint, dataset, config, workspace, out) -> None:
+    def export(self, checkpoint, dataset, config, workspace, out, parity_case=None) -> None:
+        assert parity_case == ("L1" if checkpoint.parent.name == "fold_all" else None)
         out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / PLAN_NAME, hashlib.sha256(checkpoint.read_bytes()).hexdigest().encode())
 
