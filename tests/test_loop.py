@@ -397,7 +397,7 @@ def test_a_run_that_is_worked_on_is_refused(world: World, tmp_path: Path, caplog
 # All of it: phantoms, nnU-Net, Ray, OpenVINO.
 
 TOY = {
-    "prepare": {"spacing": [10.0, 8.0, 8.0], "workers": 2},
+    "prepare": {"spacing": [10.0, 8.0, 8.0], "workers": 1},
     "network": {
         "patch": [16, 32, 32],
         "features": [6, 12, 24],

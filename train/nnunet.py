@@ -139,8 +139,11 @@ def preprocess(dataset: str, config: Config, workspace: Workspace, earlier: Sequ
     if not todo:
         return
     job = partial(_preprocess_case, dataset=dataset, earlier=tuple(earlier), config=config, workspace=workspace)
-    with process_pool(config.prepare.workers, len(todo)) as pool:
-        for count, _ in enumerate(pool.map(job, todo), 1):
+    workers = worker_count(config.prepare.workers, len(todo))
+    with contextlib.ExitStack() as stack:
+        # One alone works here: a process of its own would only import nnU-Net once more.
+        run = map if workers == 1 else stack.enter_context(process_pool(workers, len(todo))).map
+        for count, _ in enumerate(run(job, todo), 1):
             if count % 10 == 0 or count == len(todo):
                 log.info("preprocess: %d of %d", count, len(todo))
 
