@@ -28,9 +28,10 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
 # A busy machine starts slowly: seconds until Ray gives up on a worker.
 os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
-os.environ.setdefault(
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-)  # what Ray will do by default: leave CUDA_VISIBLE_DEVICES
+# Ray would have its workers give way to everybody else; but they are what the machine is for.
+os.environ.setdefault("RAY_worker_niceness", "0")
+# What Ray is about to do by itself, and warns of: a job without a GPU keeps CUDA_VISIBLE_DEVICES as it is.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 log = logging.getLogger(__name__)
 
