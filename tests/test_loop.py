@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -408,7 +409,7 @@ TOY = {
         "batch_dice": True,
     },
     "training": {
-        "epochs": 3,
+        "epochs": 6,
         "iterations_per_epoch": 25,
         "validation_iterations": 1,
         "optimizer": "adamw",
@@ -420,8 +421,7 @@ TOY = {
         "threads": 1,
         "deterministic": True,
     },
-    # Networks of 75 steps agree on little: the threshold lies in the widest gap between the cases of the first iteration.
-    "loop": {"iterations": 2, "threshold": 0.5},
+    "loop": {"iterations": 2},
     "cluster": {"labelling_threads": 1, "progress_seconds": 1.0},
 }
 
@@ -431,8 +431,9 @@ def toy_settings() -> list[str]:
     return [word for key, value in pairs for word in ("--set", f"{key}={json.dumps(value)}")]
 
 
-def toy_command(data: Path, run: Path) -> list[str]:
-    return [sys.executable, "-m", "train", "loop", "--data", str(data), "--out", str(run), *toy_settings()]
+def toy_command(data: Path, run: Path, threshold: float) -> list[str]:
+    command = [sys.executable, "-m", "train", "loop", "--data", str(data), "--out", str(run), *toy_settings()]
+    return [*command, "--set", f"loop.threshold={threshold!r}"]
 
 
 @pytest.fixture(scope="module")
@@ -444,83 +445,122 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class Toy:
+    """A finished loop and the threshold it was run with."""
+
+    workspace: Workspace
+    threshold: float
+    seconds: float
+
+
 @pytest.fixture(scope="module")
-def toy(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A loop that nobody disturbed."""
+def toy(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """A loop to its end.
+
+    Networks of 150 steps agree on little, and on how little depends on the processor. So a first start, with the paper's
+    threshold, ends when the first iteration is labelled; the threshold then lies in the widest gap between its cases.
+    """
     for package in ("torch", "nnunetv2", "ray"):
         pytest.importorskip(package)
-    run = tmp_path_factory.mktemp("loop") / "run"
-    done = subprocess.run(toy_command(phantoms, run), cwd=ROOT, capture_output=True, text=True)
+    workspace = Workspace(tmp_path_factory.mktemp("loop") / "run")
+    start = time.monotonic()
+    minima = pilot(phantoms, workspace)
+    widest = max(range(1, len(minima)), key=lambda place: minima[place] - minima[place - 1])
+    threshold = (minima[widest - 1] + minima[widest]) / 2
+    done = subprocess.run(toy_command(phantoms, workspace.root, threshold), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return Workspace(run)
+    return Toy(workspace, threshold, time.monotonic() - start)
 
 
-def test_the_toy_loop_accepts_some_cases_and_rejects_others(toy: Workspace) -> None:
-    decisions = read_selection(toy.selection(0)).decisions
+def pilot(phantoms: Path, workspace: Workspace) -> list[float]:
+    """Run until the first iteration is labelled, and forget what followed. Returns its cases' least agreements, sorted."""
+    errors = workspace.root.with_name("errors")
+    with errors.open("w") as output:
+        process = subprocess.Popen(toy_command(phantoms, workspace.root, 0.9), cwd=ROOT, stderr=output)
+        while not workspace.selection(0).exists():
+            assert process.poll() is None, errors.read_text()
+            time.sleep(0.2)
+        process.kill()
+        process.wait()
+    time.sleep(2)
+    decisions = read_selection(workspace.selection(0)).decisions
+    folders = [workspace.nnunet_raw, workspace.nnunet_preprocessed, workspace.nnunet_results]
+    for folder in (workspace.iteration(1), *(folder / iteration_dataset(1) for folder in folders)):
+        shutil.rmtree(folder, ignore_errors=True)
+    workspace.selection(0).unlink()
+    workspace.settings.unlink()
+    return sorted(decision.agreement.minimum for decision in decisions)
+
+
+def test_the_toy_loop_accepts_some_cases_and_rejects_others(toy: Toy) -> None:
+    decisions = read_selection(toy.workspace.selection(0)).decisions
     assert len(decisions) == 5
     assert {decision.accepted for decision in decisions} == {True, False}
     for decision in decisions:
-        assert decision.accepted == (decision.agreement.minimum >= TOY["loop"]["threshold"])
+        assert decision.accepted == (decision.agreement.minimum >= toy.threshold)
+        assert (decision.failed_organ is None) == decision.accepted
 
 
-def test_nnunet_trained_on_an_accepted_pseudo_label(toy: Workspace) -> None:
+def test_nnunet_trained_on_an_accepted_pseudo_label(toy: Toy) -> None:
     dataset = iteration_dataset(1)
-    case = accepted(toy, 0)[0]
-    splits = json.loads(toy.splits(dataset).read_text())
+    case = accepted(toy.workspace, 0)[0]
+    splits = json.loads(toy.workspace.splits(dataset).read_text())
     folds = [fold for fold, split in enumerate(splits) if case in split["train"]]
     assert len(folds) == 4
-    assert (toy.preprocessed_cases(dataset) / f"{case}.b2nd").exists()
+    assert (toy.workspace.preprocessed_cases(dataset) / f"{case}.b2nd").exists()
     # nnU-Net's own log says how many cases each fold trained on.
     for fold in folds:
-        assert f"{len(splits[fold]['train'])} training" in toy.nnunet_log(dataset, fold).read_text()
+        assert f"{len(splits[fold]['train'])} training" in toy.workspace.nnunet_log(dataset, fold).read_text()
 
 
-def test_scans_are_on_the_disk_once_however_many_iterations_there_are(toy: Workspace) -> None:
-    first, last = (toy.preprocessed_cases(iteration_dataset(number)) for number in (0, 2))
-    for case in json.loads(toy.cases.read_text())["labelled"]:
+def test_scans_are_on_the_disk_once_however_many_iterations_there_are(toy: Toy) -> None:
+    first, last = (toy.workspace.preprocessed_cases(iteration_dataset(number)) for number in (0, 2))
+    for case in json.loads(toy.workspace.cases.read_text())["labelled"]:
         assert (first / f"{case}.b2nd").stat().st_ino == (last / f"{case}.b2nd").stat().st_ino
         assert (first / f"{case}.pkl").stat().st_ino == (last / f"{case}.pkl").stat().st_ino
 
 
-def test_the_loop_ends_in_a_bundle_that_inference_runs(toy: Workspace, phantoms: Path, tmp_path: Path) -> None:
+def test_the_loop_ends_in_a_bundle_that_inference_runs(toy: Toy, phantoms: Path, tmp_path: Path) -> None:
     from inference.__main__ import main
 
     scan = sorted((phantoms / "unlabeled").glob("*.nii.gz"))[0]
-    assert main([str(scan), str(tmp_path), "--weights", str(toy.bundle), "--threads", "1"]) == 0
+    assert main([str(scan), str(tmp_path), "--weights", str(toy.workspace.bundle), "--threads", "1"]) == 0
     assert (tmp_path / "Case_00001.nii.gz").exists()
-    origin = json.loads((toy.bundle / PLAN_NAME).read_text())["provenance"]
-    assert origin["accepted_cases"] == len(accepted(toy, 1))
+    origin = json.loads((toy.workspace.bundle / PLAN_NAME).read_text())["provenance"]
+    assert origin["accepted_cases"] == len(accepted(toy.workspace, 1))
     assert origin["command"].startswith("python -m train loop")
 
 
-def test_the_run_records_how_it_was_made(toy: Workspace) -> None:
-    (start,) = json.loads(toy.starts.read_text())
+def test_the_run_records_how_it_was_made(toy: Toy) -> None:
+    start = json.loads(toy.workspace.starts.read_text())[-1]
     assert {"time", "command", "commit", "image", "versions"} <= set(start)
     assert {"ray", "torch", "nnunetv2", "python"} <= set(start["versions"])
-    settings = json.loads(toy.settings.read_text())
+    settings = json.loads(toy.workspace.settings.read_text())
     assert settings["training"]["seed"] == 0
-    assert settings["loop"]["threshold"] == TOY["loop"]["threshold"]
+    assert settings["loop"]["threshold"] == toy.threshold
 
 
-def test_the_log_shows_where_the_run_is(toy: Workspace) -> None:
-    text = toy.log.read_text()
+def test_the_log_shows_where_the_run_is(toy: Toy) -> None:
+    text = toy.workspace.log.read_text()
     assert "iteration 0 of 2" in text
     assert "left" in text
 
 
-def kill_and_resume(phantoms: Path, run: Path, kills: int, seconds: float, seed: int) -> None:
+def kill_and_resume(toy: Toy, phantoms: Path, run: Path, kills: int, seed: int) -> None:
     """The same loop, killed with SIGKILL at random moments and started again; finished files must stay as they are."""
     moments, finished = random.Random(seed), {}
+    command = toy_command(phantoms, run, toy.threshold)
     for _ in range(kills):
-        process = subprocess.Popen(toy_command(phantoms, run), cwd=ROOT, stderr=subprocess.DEVNULL)
-        time.sleep(moments.uniform(0.05, 1) * seconds)
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0.1, 2) * toy.seconds / (kills + 1))
         process.send_signal(signal.SIGKILL)
         process.wait()
         time.sleep(2)
         now = snapshot(run) if run.exists() else {}
         assert {name: now[name] for name in finished} == finished
         finished = now
-    done = subprocess.run(toy_command(phantoms, run), cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     end = snapshot(run)
     assert {name: end[name] for name in finished} == finished
@@ -543,19 +583,12 @@ def assert_same_result(one: Workspace, other: Workspace) -> None:
     assert (one.bundle / "model.onnx").read_bytes() == (other.bundle / "model.onnx").read_bytes()
 
 
-def undisturbed_seconds(toy: Workspace) -> float:
-    """How long the loop took, from its first file to its last."""
-    return (toy.bundle / PLAN_NAME).stat().st_mtime - toy.lock.stat().st_mtime
-
-
 def test_killed_twice_at_random_moments_the_loop_ends_the_same(toy: Workspace, phantoms: Path, tmp_path: Path) -> None:
-    kill_and_resume(phantoms, tmp_path / "run", 2, undisturbed_seconds(toy) / 2, seed=1)
-    assert_same_result(toy, Workspace(tmp_path / "run"))
+    kill_and_resume(toy, phantoms, tmp_path / "run", 2, seed=1)
+    assert_same_result(toy.workspace, Workspace(tmp_path / "run"))
 
 
 @pytest.mark.long
-def test_killed_ten_times_at_random_moments_the_loop_ends_the_same(
-    toy: Workspace, phantoms: Path, tmp_path: Path
-) -> None:
-    kill_and_resume(phantoms, tmp_path / "run", 10, undisturbed_seconds(toy) / 5, seed=2)
-    assert_same_result(toy, Workspace(tmp_path / "run"))
+def test_killed_ten_times_at_random_moments_the_loop_ends_the_same(toy: Toy, phantoms: Path, tmp_path: Path) -> None:
+    kill_and_resume(toy, phantoms, tmp_path / "run", 10, seed=2)
+    assert_same_result(toy.workspace, Workspace(tmp_path / "run"))
