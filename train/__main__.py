@@ -19,6 +19,10 @@ COMMANDS = {
     "evaluate": ("train.evaluate", "DSC and NSD per case and organ, as the challenge measures them"),
     "picture": ("train.picture", "a scan and its mask in three planes, as PNG"),
     "parity": ("train.parity", "compare this core with nnU-Net's own predictor, same weights, same scan"),
+    "efficiency": (
+        "train.efficiency",
+        "time, GPU memory, CPU and RAM of a container per case, as the challenge measures them",
+    ),
     "baseline": ("train.baseline", "segment by thresholds and average positions: what a network has to beat"),
 }
 
