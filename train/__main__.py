@@ -23,6 +23,8 @@ COMMANDS = {
         "train.efficiency",
         "time, GPU memory, CPU and RAM of a container per case, as the challenge measures them",
     ),
+    "ablate": ("train.ablate", "accuracy and time over a grid of inference settings: the paper's table 5"),
+    "check": ("train.check", "would this image survive the challenge's machine? one line per demand, with the reason"),
     "baseline": ("train.baseline", "segment by thresholds and average positions: what a network has to beat"),
 }
 
