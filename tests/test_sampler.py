@@ -154,10 +154,17 @@ def test_samples_are_a_tenth_of_a_second_apart() -> None:
 def test_what_was_started_ends_with_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
 
-    def interrupted(self: subprocess.Popen[str]) -> None:
+    def interrupted(self: subprocess.Popen[str], timeout: float | None = None) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_sampled(["sleep", "60"])
+    assert time.monotonic() - started < 30
+
+
+def test_a_program_past_its_limit_is_ended() -> None:
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match="did not end within 1 s"):
+        run_sampled(["sleep", "60"], limit=1)
     assert time.monotonic() - started < 30

@@ -143,14 +143,18 @@ def measure_container(
     gpu: Gpu | None = None,
     options: Sequence[str] = (),
     command: Sequence[str] = PREDICT,
+    limit: float | None = None,
 ) -> Trace:
-    """Run one fresh container to its end and sample it. It is removed, also when this is interrupted."""
+    """Run one fresh container to its end and sample it. It is removed, also when this is interrupted.
+
+    Raises TimeoutError after ``limit`` seconds.
+    """
     name = re.sub(r"[^a-z0-9]+", "-", image.lower()).strip("-") + f"-{os.getpid()}"
     identity = mounts.outputs.parent / f".{name}.id"
     identity.unlink(missing_ok=True)
     naming = ["--name", name, "--cidfile", str(identity)]
     try:
-        return run_sampled(run_command(engine, image, mounts, [*naming, *options], command), identity, gpu)
+        return run_sampled(run_command(engine, image, mounts, [*naming, *options], command), identity, gpu, limit)
     except BaseException:
         remove_container(engine, name)
         raise

@@ -220,11 +220,13 @@ def host_ram() -> float:
     return (memory["MemTotal:"] - spare) / 1024
 
 
-def run_sampled(command: Sequence[str], container: Path | None = None, gpu: Gpu | None = None) -> Trace:
+def run_sampled(
+    command: Sequence[str], container: Path | None = None, gpu: Gpu | None = None, limit: float | None = None
+) -> Trace:
     """Run a command to its end and sample it. Its group of processes is ended when this is interrupted.
 
     ``container``: the file into which the command, an engine's `run`, writes the container's id; None samples the
-    process itself. Raises OSError where the command cannot be started.
+    process itself. Raises OSError where the command cannot be started, TimeoutError after ``limit`` seconds.
     """
     first = host_times()
     start = time.monotonic()
@@ -235,8 +237,10 @@ def run_sampled(command: Sequence[str], container: Path | None = None, gpu: Gpu 
         sampler = _Sampler(subject, gpu, start, first)
         sampler.start()
         try:
-            output, _ = process.communicate()
+            output, _ = process.communicate(timeout=limit)
             seconds = time.monotonic() - start
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError(f"did not end within {limit:.0f} s") from error
         finally:
             if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
