@@ -15,6 +15,8 @@ log = logging.getLogger("train")
 COMMANDS = {
     "phantom": ("train.phantom", "write a FLARE22 data set of synthetic abdomens with known truth"),
     "fit": ("train.fit", "prepare a data set, train one nnU-Net, export its bundle"),
+    "loop": ("train.loop", "self-training: from labelled and unlabelled scans to one bundle"),
+    "status": ("train.status", "where a loop is: iteration, fold, epoch, cases, time left"),
     "export": ("train.export", "turn a trained checkpoint into a bundle: plan.json and model.onnx"),
     "evaluate": ("train.evaluate", "DSC and NSD per case and organ, as the challenge measures them"),
     "picture": ("train.picture", "a scan and its mask in three planes, as PNG"),

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -192,8 +193,6 @@ def _round_weights(network: Any, patch: Shape) -> float:
 
 def _compare(model: bytes, network: Any, patch: Shape) -> float:
     """Largest difference between the file, run in float32, and torch, relative to the largest logit."""
-    import os
-
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
@@ -244,7 +243,7 @@ def _provenance(checkpoint: Path, workspace: Workspace) -> dict[str, Any]:
 def package_versions() -> dict[str, str]:
     """Versions of what made the network."""
     versions = {"python": platform.python_version()}
-    for name in ("torch", "nnunetv2", "numpy", "onnx"):
+    for name in ("torch", "nnunetv2", "numpy", "onnx", "ray"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
@@ -253,9 +252,9 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of this checkout, or "unknown" outside one."""
+    """The commit of this checkout; outside one what the image says it was made from, or "unknown"."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("IMAGE_VERSION", "unknown")
