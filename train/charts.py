@@ -48,6 +48,7 @@ def accepted_chart(history: History) -> str:
         axes.bar_label(bars, labels=[f"{count:+d}" for count in added], padding=2, fontsize=8)
         axes.set_ylim(0, 1.25 * (labelled + max(added, default=0)) + 1)
         axes.legend(loc="upper left", ncols=2)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         _iterations(axes, numbers)
         axes.set_ylabel("training cases")
 
@@ -64,8 +65,13 @@ def selection_chart(history: History) -> str:
             axes.plot(THRESHOLDS, counts, color=colour, label=f"iteration {turn.number}")
         if history.config.loop.criterion == "minimum":
             axes.axvline(history.config.loop.threshold, color=ORANGE, lw=1, ls="--", label="threshold")
-        axes.set_xlim(0, 1)
+        # From where the curves begin to fall.
+        low = min(
+            float(np.percentile([each.agreement.minimum for each in turn.decisions], 2)) for turn in history.selected
+        )
+        axes.set_xlim(max(0.0, min(low, history.config.loop.threshold) - 0.05), 1)
         axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("threshold of the least agreement")
         axes.set_ylabel("cases that pass")
         axes.legend(loc="lower left")
@@ -115,6 +121,7 @@ def truth_chart(history: History, truths: Truths) -> str:
                 axes.plot(numbers, means, "o-", color=colour, ms=4, label=name)
         _iterations(axes, [turn.number for turn in history.selected])
         axes.set_ylabel("mean DSC")
+        axes.set_ylim(top=min(1.005, axes.get_ylim()[1]))
         axes.legend()
 
     return _chart(draw)
@@ -133,6 +140,7 @@ def agreement_and_truth_chart(turn: Turn, truth: Mapping[str, Agreement], thresh
             axes.axvline(threshold, color=GREY, lw=1, ls="--")
         axes.set_xlabel("least agreement")
         axes.set_ylabel("mean DSC")
+        axes.set_ylim(top=min(1.005, axes.get_ylim()[1]))
 
     return _chart(draw)
 
@@ -182,6 +190,7 @@ def rejected_chart(turn: Turn) -> str:
         axes.bar_label(bars, padding=2, fontsize=8)
         axes.grid(visible=False, axis="y")
         axes.set_xlim(0, 1.12 * max(1, counts[-1][0]))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("cases kept out")
 
     return _chart(draw, (4.6, 3.4))

@@ -48,7 +48,8 @@ p { margin: 4px 0 12px; max-width: 75ch; }
 code { overflow-wrap: anywhere; font-size: .88em; }
 .tiles, .charts, .organs { display: grid; gap: 12px; }
 .tiles { grid-template-columns: repeat(auto-fit, minmax(min(100%, 150px), 1fr)); margin: 16px 0; }
-.charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); }
+/* A table may follow. */
+.charts { margin-bottom: 12px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); }
 .organs { grid-template-columns: repeat(auto-fill, minmax(min(46%, 220px), 1fr)); }
 .tile, figure, .table { background: #fff; border: 1px solid var(--line); border-radius: 8px; }
 .tile { padding: 10px 14px; }
@@ -192,12 +193,13 @@ def _head(history: History) -> str:
         "done" if history.done else f"not done: {len(chosen)} of {history.config.loop.iterations} iterations selected"
     )
     loop = history.config.loop
-    rule = f"{loop.criterion}, threshold {loop.threshold:g}" if loop.criterion != "all" else "all cases, unfiltered"
+    by_threshold = loop.criterion not in ("all", "random")
+    rule = (f"{loop.threshold:g}", f"threshold ({loop.criterion})") if by_threshold else (loop.criterion, "selection")
     tiles = [
         ("labelled cases", str(len(history.labelled))),
         ("unlabelled cases", str(len(history.unlabelled))),
         ("accepted last", f"{chosen[-1].accepted} ({_share(chosen[-1])})" if chosen else "–"),
-        ("selection", rule),
+        rule[::-1],
         ("hours of computation", f"{_all_seconds(history) / 3600:.1f}"),
     ]
     first = history.starts[0] if history.starts else {}
