@@ -1,8 +1,13 @@
 """Jobs on Ray: who fails, who dies, and that nothing is lost."""
 
 import errno
+import itertools
+import json
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -184,12 +189,16 @@ def run_and_count(path: Path, seconds: float) -> None:
     path.with_suffix(".done").touch()
 
 
-def test_a_host_that_dies_while_labelling_loses_nothing(tmp_path: Path) -> None:
+def use_gpu(path: Path) -> None:
+    """Note which GPU this process sees, and when."""
+    start = time.time()
+    time.sleep(1.0)
+    path.write_text(json.dumps([os.environ["CUDA_VISIBLE_DEVICES"], start, time.time()]))
+
+
+def test_a_host_that_dies_loses_nothing_and_no_gpu_is_used_twice(tmp_path: Path) -> None:
     """Run in a process of its own: Ray is a different one there."""
     pytest.importorskip("ray")
-    import subprocess
-    import sys
-
     root = Path(__file__).resolve().parents[1]
     command = [sys.executable, "-c", f"from tests.test_cluster import two_hosts; two_hosts({str(tmp_path)!r})"]
     ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
@@ -199,6 +208,13 @@ def test_a_host_that_dies_while_labelling_loses_nothing(tmp_path: Path) -> None:
     assert len((tmp_path / "loads.txt").read_text().split()) >= 2
     for fold in range(2):
         assert (tmp_path / f"fold{fold}.done").exists()
+    started = [len((tmp_path / f"fold{fold}").read_text().split()) for fold in range(2)]
+    assert sorted(started) == [1, 2]  # the one on the dead host once more
+    # Two GPUs, four jobs: each has one for itself, both are used.
+    spans = [json.loads(path.read_text()) for path in sorted((tmp_path / "gpus").iterdir())]
+    assert {gpu for gpu, _, _ in spans} == {"0", "1"}
+    for one, other in itertools.combinations(spans, 2):
+        assert one[0] != other[0] or one[2] <= other[1] or other[2] <= one[1]
 
 
 MANY = [f"case{number:02d}" for number in range(30)]
@@ -206,16 +222,15 @@ MANY = [f"case{number:02d}" for number in range(30)]
 
 def two_hosts(folder: str) -> None:
     """Label and train on two hosts; one is killed in the middle of each."""
-    import threading
-
     from ray.cluster_utils import Cluster
 
     root = Path(folder)
-    hosts = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 * 2**20})
+    store = {"object_store_memory": 100 * 2**20}
+    hosts = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2, **store})
     aside: dict[str, str] = {}
 
     def kill_when(ready: Callable[[], bool]) -> threading.Thread:
-        second = hosts.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+        second = hosts.add_node(num_cpus=2, **store)
 
         def kill() -> None:
             while not ready():
@@ -236,7 +251,7 @@ def two_hosts(folder: str) -> None:
         return all((root / f"fold{fold}").exists() for fold in range(2))
 
     killer = kill_when(both_label)
-    with cluster.connect(hosts.address, root, "cpu", (1, 1), retries=3) as ready:
+    with cluster.connect(hosts.address, root, "cpu", (2, 2), retries=3) as ready:
         assert ready.labelling_slots == 2
         load = partial(labeller, root / "out", seconds=0.7)
         ready.label(Labels(load, MANY, 3, aside.__setitem__, root / "log"), nothing)
@@ -248,5 +263,9 @@ def two_hosts(folder: str) -> None:
         jobs = [Job(f"fold {n}", partial(run_and_count, root / f"fold{n}", 8.0), root / "log") for n in range(2)]
         ready.train(jobs, nothing)
         killer.join()
+    (root / "gpus").mkdir()
+    with cluster.connect(hosts.address, root, "auto", (0, 0), retries=3) as ready:
+        jobs = [Job(f"fold {n}", partial(use_gpu, root / "gpus" / str(n)), root / "log") for n in range(4)]
+        ready.train(jobs, nothing)
     (root / "aside").write_text(str(aside))
     hosts.shutdown()

@@ -13,7 +13,9 @@ from train.phantom.canvas import Grid
 
 pytest.importorskip("nnunetv2")
 
-from train.parity import compare
+from tests.conftest import block_levels, block_scan, make_bundle, save_nifti
+from train import nnunet
+from train.parity import ParityError, check_parity, compare
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
@@ -27,3 +29,13 @@ def test_the_shipped_weights_give_nnunets_masks(tmp_path: Path) -> None:
     assert len(found) >= 11
     assert np.mean(list(found.values())) >= 0.99, found
     assert min(found.values()) >= 0.97, found
+
+
+def test_a_network_on_which_the_predictors_differ_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = block_levels()
+    scan = save_nifti(tmp_path / "scan.nii.gz", block_scan(levels))
+    monkeypatch.setattr(nnunet, "predict", lambda *_: levels)
+    check_parity(make_bundle(), scan)
+    monkeypatch.setattr(nnunet, "predict", lambda *_: np.where(levels == 4, 0, levels))
+    with pytest.raises(ParityError, match=r"0\.0000 for pancreas; expected at least 0\.99 and 0\.97"):
+        check_parity(make_bundle(), scan)

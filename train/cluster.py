@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -205,7 +206,10 @@ class Staff:
         """Wait for somebody to end, a moment at most, and give out the next cases. Raises ClusterError."""
         import ray
 
-        ended, _ = ray.wait(list(self._under_way), num_returns=1, timeout=LOOK) if self._under_way else ([], [])
+        if not self._under_way:
+            time.sleep(LOOK)  # no host is left; one may join
+            return
+        ended, _ = ray.wait(list(self._under_way), num_returns=1, timeout=LOOK)
         for reference in ended:
             worker, case = self._under_way.pop(reference)
             try:

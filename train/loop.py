@@ -241,7 +241,9 @@ def fit(dataset: str, fold: int | str, out: Path, config: Config, workspace: Wor
     with locked(workspace.fold_lock(dataset, fold), PATIENCE):
         nnunet.train(dataset, fold, config, workspace, warm_start)
         if not (out / PLAN_NAME).exists():
-            export(workspace.final_checkpoint(dataset, fold), dataset, config, workspace, out)
+            # The model that leaves the run is held against nnU-Net's own predictor, the others are not worth the time.
+            parity_case = nnunet.read_cases(dataset, workspace)[0] if fold == FINAL_FOLD else None
+            export(workspace.final_checkpoint(dataset, fold), dataset, config, workspace, out, parity_case)
 
 
 def label(iteration: Iteration, config: Config, workspace: Workspace, executor: Executor, tick: Tick) -> None:

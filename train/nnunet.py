@@ -131,7 +131,7 @@ def preprocess(dataset: str, config: Config, workspace: Workspace, earlier: Sequ
     """
     folder = workspace.preprocessed_cases(dataset)
     (folder / "part").mkdir(parents=True, exist_ok=True)
-    cases = json.loads(workspace.raw_dataset(dataset).read_text(encoding="utf-8"))["dataset"]
+    cases = read_cases(dataset, workspace)
     for case in cases:
         _take_over(case, dataset, earlier, workspace)
     todo = [case for case in cases if not (folder / f"{case}.pkl").exists()]
@@ -139,8 +139,11 @@ def preprocess(dataset: str, config: Config, workspace: Workspace, earlier: Sequ
     if not todo:
         return
     job = partial(_preprocess_case, dataset=dataset, earlier=tuple(earlier), config=config, workspace=workspace)
-    with process_pool(config.prepare.workers, len(todo)) as pool:
-        for count, _ in enumerate(pool.map(job, todo), 1):
+    workers = worker_count(config.prepare.workers, len(todo))
+    with contextlib.ExitStack() as stack:
+        # One alone works here: a process of its own would only import nnU-Net once more.
+        run = map if workers == 1 else stack.enter_context(process_pool(workers, len(todo))).map
+        for count, _ in enumerate(run(job, todo), 1):
             if count % 10 == 0 or count == len(todo):
                 log.info("preprocess: %d of %d", count, len(todo))
 
@@ -188,6 +191,15 @@ def train(dataset: str, fold: int | str, config: Config, workspace: Workspace, w
                 continue_training=resume,
                 device=torch.device(device),
             )
+
+
+def read_cases(dataset: str, workspace: Workspace) -> tuple[str, ...]:
+    """Training cases of a data set, the labelled ones first. Raises TrainingError when there is none."""
+    path = workspace.raw_dataset(dataset)
+    try:
+        return tuple(json.loads(path.read_text(encoding="utf-8"))["dataset"])
+    except (OSError, json.JSONDecodeError) as error:
+        raise TrainingError(f"{path}: cannot be read ({error}); expected nnU-Net's data set of the run") from error
 
 
 def read_plans(dataset: str, workspace: Workspace) -> dict[str, Any]:
