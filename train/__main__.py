@@ -21,6 +21,13 @@ COMMANDS = {
     "evaluate": ("train.evaluate", "DSC and NSD per case and organ, as the challenge measures them"),
     "picture": ("train.picture", "a scan and its mask in three planes, as PNG"),
     "parity": ("train.parity", "compare this core with nnU-Net's own predictor, same weights, same scan"),
+    "efficiency": (
+        "train.efficiency",
+        "time, GPU memory, CPU and RAM of a container per case, as the challenge measures them",
+    ),
+    "report": ("train.report", "a run of the loop as one HTML page: numbers, charts, cases to look at"),
+    "ablate": ("train.ablate", "accuracy and time over a grid of inference settings: the paper's table 5"),
+    "check": ("train.check", "would this image survive the challenge's machine? one line per demand, with the reason"),
     "baseline": ("train.baseline", "segment by thresholds and average positions: what a network has to beat"),
 }
 

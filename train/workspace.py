@@ -123,9 +123,14 @@ class Workspace:
         """Volume of each organ of a labelled case, measured on the original label map."""
         return self.prepared / "volumes" / f"{case}.json"
 
+    @property
+    def prepared_aside(self) -> Path:
+        """Reasons of all cases that could not be prepared."""
+        return self.prepared / "set_aside"
+
     def set_aside(self, case: str) -> Path:
         """Why a case could not be prepared."""
-        return self.prepared / "set_aside" / f"{case}.txt"
+        return self.prepared_aside / f"{case}.txt"
 
     @property
     def organ_minima(self) -> Path:
@@ -186,6 +191,10 @@ class Workspace:
     def progress(self, dataset: str, fold: int | str) -> Path:
         """Epoch, loss, pseudo Dice, seconds: one small JSON object, rewritten after each epoch."""
         return self.fold(dataset, fold) / "progress.json"
+
+    def training_facts(self, dataset: str, fold: int | str) -> Path:
+        """What nnU-Net wrote down of the machine and the settings of a training."""
+        return self.fold(dataset, fold) / "debug.json"
 
     def nnunet_log(self, dataset: str, fold: int | str) -> Path:
         """What nnU-Net prints while it trains."""
