@@ -155,12 +155,15 @@ def _layers(network: Network, classes: int) -> list[tuple[int, float]]:
         for _ in range(network.encoder_convolutions[stage]):
             layers.append(_convolution(channels, features, network.kernels[stage], shapes[stage]))
             channels = features
-    for stage in reversed(range(len(network.features) - 1)):
+    # nnU-Net lists the decoder's convolutions from the coarsest stage on.
+    for stage, convolutions in zip(
+        reversed(range(len(network.features) - 1)), network.decoder_convolutions, strict=True
+    ):
         features, stride = network.features[stage], math.prod(network.strides[stage + 1])
         voxels = math.prod(shapes[stage])
         layers.append((network.features[stage + 1] * features * stride + features, 2.0 * channels * features * voxels))
         channels = 2 * features
-        for _ in range(network.decoder_convolutions[stage]):
+        for _ in range(convolutions):
             layers.append(_convolution(channels, features, network.kernels[stage], shapes[stage]))
             channels = features
         layers.append((features * classes + classes, 2.0 * features * classes * voxels))
