@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from inference.organs import ORGANS
+from inference.postprocess import Context, return_gallbladder_to_liver
 from inference.volume import read_labels, read_volume
 from train.phantom import AUXILIARY, Disease, Grid, Phantom, add_arguments, generate, run, write_dataset
 from train.phantom.canvas import Ellipsoid, Tube
@@ -215,3 +216,12 @@ def test_the_command_refuses_nonsense_with_exit_code_1(tmp_path: Path) -> None:
     assert run(parser.parse_args([str(tmp_path / "a"), "--labelled", "-1"])) == 1
     assert run(parser.parse_args([str(tmp_path / "a"), "--spacing", "0", "1", "1"])) == 1
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("seed", [100, 103, 108])
+def test_no_gallbladder_lies_where_the_fourth_rule_would_give_it_to_the_liver(seed: int) -> None:
+    """A ring of liver around it in any slice would; anatomy keeps its fossa open."""
+    body = generate(seed, Grid((40, 150, 200), (5.0, 2.0, 2.0), (-90.0, -150.0, -200.0)))
+    ids = {organ.name: organ.id for organ in ORGANS}
+    assert (body.labels == ids["gallbladder"]).any()
+    assert (return_gallbladder_to_liver(body.labels, Context(ids, {}, 20.0)) == body.labels).all()

@@ -10,7 +10,7 @@ import pytest
 from inference.bundle import read_bundle
 from inference.engine import load_engine
 from inference.organs import CLASSES, ORGANS
-from inference.pipeline import Segmenter
+from inference.pipeline import Options, Segmenter
 from inference.volume import read_labels, read_volume, write_volume
 from train.metrics import dice
 from train.phantom import Phantom, generate
@@ -18,7 +18,7 @@ from train.phantom.canvas import Grid
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 # Training drew its bodies from seeds 10,000,001 to 10,000,256.
-UNSEEN = (41, 43, 47)
+UNSEEN = (41, 43)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,9 @@ def test_unseen_synthetic_abdomens_are_segmented(tmp_path: Path, segmenter: Segm
 
 
 def test_eight_orientations_and_an_oblique_header_give_the_same_anatomy(tmp_path: Path, segmenter: Segmenter) -> None:
-    path = store(tmp_path / "scan.nii.gz", phantom(UNSEEN[0]))
+    segmenter = Segmenter(read_bundle(WEIGHTS), segmenter.engine, Options(step=0.9))  # ten scans: the quick step
+    body = generate(UNSEEN[0], Grid((40, 110, 140), (6.0, 2.7, 2.7), (-110.0, -148.0, -190.0)))
+    path = store(tmp_path / "scan.nii.gz", body)
     image = nib.load(path)
     first = segmenter.segment(read_volume(path)).labels
     affine = image.affine.copy()

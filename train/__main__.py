@@ -15,10 +15,19 @@ log = logging.getLogger("train")
 COMMANDS = {
     "phantom": ("train.phantom", "write a FLARE22 data set of synthetic abdomens with known truth"),
     "fit": ("train.fit", "prepare a data set, train one nnU-Net, export its bundle"),
+    "loop": ("train.loop", "self-training: from labelled and unlabelled scans to one bundle"),
+    "status": ("train.status", "where a loop is: iteration, fold, epoch, cases, time left"),
     "export": ("train.export", "turn a trained checkpoint into a bundle: plan.json and model.onnx"),
     "evaluate": ("train.evaluate", "DSC and NSD per case and organ, as the challenge measures them"),
     "picture": ("train.picture", "a scan and its mask in three planes, as PNG"),
     "parity": ("train.parity", "compare this core with nnU-Net's own predictor, same weights, same scan"),
+    "efficiency": (
+        "train.efficiency",
+        "time, GPU memory, CPU and RAM of a container per case, as the challenge measures them",
+    ),
+    "report": ("train.report", "a run of the loop as one HTML page: numbers, charts, cases to look at"),
+    "ablate": ("train.ablate", "accuracy and time over a grid of inference settings: the paper's table 5"),
+    "check": ("train.check", "would this image survive the challenge's machine? one line per demand, with the reason"),
     "baseline": ("train.baseline", "segment by thresholds and average positions: what a network has to beat"),
 }
 

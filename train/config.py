@@ -11,6 +11,8 @@ from typing import Annotated, Any, Self, get_type_hints
 from inference.organs import CLASSES
 from inference.volume import Shape, Spacing
 
+# nnU-Net's numbers of data sets have three digits, and each iteration has a data set.
+MAX_ITERATIONS = 900
 DEFAULTS = Path(__file__).with_name("config.toml")
 
 
@@ -201,8 +203,22 @@ class Training:
 class Loop:
     """Self-training (paper section 2.2)."""
 
-    iterations: Annotated[int, Whole(0, 1000)]
-    threshold: Annotated[float, Real(0, 1)]
+    iterations: Annotated[int, Whole(0, MAX_ITERATIONS)]
+    criterion: Annotated[str, Choice(("minimum", "mean", "entropy", "change", "all", "random"))]
+    threshold: Annotated[float, Real(0, 2.64)]
+    random_cases: Annotated[int, Whole(0, 10_000_000)]
+    held_out: Annotated[bool, Switch()]
+    warm_start: Annotated[bool, Switch()]
+    epochs: Annotated[tuple[int, ...], Each(Whole(1, 100_000))]
+    check_disk: Annotated[bool, Switch()]
+
+    def __post_init__(self) -> None:
+        if self.criterion != "entropy" and self.threshold > 1:
+            _refuse("loop.threshold", self.threshold, f"a number from 0 to 1 with loop.criterion {self.criterion!r}")
+        if (self.criterion == "random") != (self.random_cases > 0):
+            _refuse("loop.random_cases", self.random_cases, "above 0 with loop.criterion 'random', 0 with any other")
+        if len(self.epochs) > self.iterations + 1:
+            _refuse("loop.epochs", self.epochs, f"at most {self.iterations + 1} entries, one per iteration")
 
 
 @dataclass(frozen=True)
@@ -212,6 +228,16 @@ class Labelling:
     step: Annotated[float, Real(0, 1, inclusive=False)]
     mirroring: Annotated[bool, Switch()]
     postprocess: Annotated[bool, Switch()]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How the jobs of a loop run side by side, and how often they are tried."""
+
+    labelling_threads: Annotated[int, Whole(0, 1024)]
+    retries: Annotated[int, Whole(0, 1000)]
+    attempts: Annotated[int, Whole(1, 1000)]
+    progress_seconds: Annotated[float, Real(0, 1e5, inclusive=False)]
 
 
 @dataclass(frozen=True)
@@ -239,8 +265,14 @@ class Config:
     training: Training
     loop: Loop
     labelling: Labelling
+    cluster: Cluster
     inference: Inference
     export: Export
+
+    def __post_init__(self) -> None:
+        least = 4 if self.loop.held_out else 2
+        if self.training.folds < least:
+            _refuse("training.folds", self.training.folds, f"at least {least} with loop.held_out {self.loop.held_out}")
 
     @classmethod
     def from_tables(cls, tables: Mapping[str, Any]) -> Self:

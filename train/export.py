@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ from inference.organs import CLASSES
 from inference.volume import ORIENTATION, Shape
 from train import nnunet
 from train.config import Config, read_settings
-from train.workspace import CONFIGURATION, LABELLED_DATASET, Workspace
+from train.parity import check_parity
+from train.workspace import CONFIGURATION, Workspace, iteration_dataset
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for plan.json and model.onnx")
     parser.add_argument("--fold", default="all", help="which training: all or a fold's number (default: all)")
     parser.add_argument(
+        "--iteration", type=int, metavar="K", help="of a run of `loop`: which iteration (default: the final model's)"
+    )
+    parser.add_argument(
         "--latest", action="store_true", help="take the latest checkpoint of a training that still runs"
     )
 
@@ -53,7 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
         config = read_settings(workspace.settings)
         fold = parse_fold(arguments.fold)
         path = workspace.latest_checkpoint if arguments.latest else workspace.final_checkpoint
-        export(path(LABELLED_DATASET, fold), LABELLED_DATASET, config, workspace, arguments.out)
+        dataset = _dataset(arguments.iteration, config, workspace)
+        case = nnunet.read_cases(dataset, workspace)[0]
+        export(path(dataset, fold), dataset, config, workspace, arguments.out, case)
     except (ValueError, RuntimeError, OSError) as error:
         log.error("%s", error)
         return 1
@@ -69,8 +76,21 @@ def parse_fold(text: str) -> int | str:
     return int(text)
 
 
-def export(checkpoint: Path, dataset: str, config: Config, workspace: Workspace, out: Path) -> Plan:
-    """Write the bundle of a checkpoint to ``out``. Raises ExportError when the file differs from torch or is too big."""
+def _dataset(iteration: int | None, config: Config, workspace: Workspace) -> str:
+    """The data set whose training is meant: of a loop the final model's, unless an iteration is named."""
+    if iteration is None:
+        iteration = config.loop.iterations if workspace.cases.exists() else 0
+    return iteration_dataset(iteration)
+
+
+def export(
+    checkpoint: Path, dataset: str, config: Config, workspace: Workspace, out: Path, parity_case: str | None = None
+) -> Plan:
+    """Write the bundle of a checkpoint to ``out``.
+
+    ``parity_case``: a prepared case on which this core must agree with nnU-Net's predictor. Raises ExportError when the
+    file differs from torch or is too big, ParityError when the predictors differ; then nothing is written.
+    """
     network = nnunet.load_network(dataset, checkpoint, config, workspace)
     plans = nnunet.read_plans(dataset, workspace)
     patch = plans["configurations"][CONFIGURATION]["patch_size"]
@@ -105,7 +125,10 @@ def export(checkpoint: Path, dataset: str, config: Config, workspace: Workspace,
         organ_minima_mm3=json.loads(workspace.organ_minima.read_text(encoding="utf-8")),
         provenance=provenance,
     )
-    write_bundle(out, Bundle(plan, model))
+    bundle = Bundle(plan, model)
+    if parity_case is not None:
+        check_parity(bundle, workspace.image(parity_case))
+    write_bundle(out, bundle)
     log.info("export: wrote %s", out)
     return plan
 
@@ -192,8 +215,6 @@ def _round_weights(network: Any, patch: Shape) -> float:
 
 def _compare(model: bytes, network: Any, patch: Shape) -> float:
     """Largest difference between the file, run in float32, and torch, relative to the largest logit."""
-    import os
-
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
@@ -244,7 +265,7 @@ def _provenance(checkpoint: Path, workspace: Workspace) -> dict[str, Any]:
 def package_versions() -> dict[str, str]:
     """Versions of what made the network."""
     versions = {"python": platform.python_version()}
-    for name in ("torch", "nnunetv2", "numpy", "onnx"):
+    for name in ("torch", "nnunetv2", "numpy", "onnx", "ray"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
@@ -253,9 +274,9 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of this checkout, or "unknown" outside one."""
+    """The commit of this checkout; outside one what the image says it was made from, or "unknown"."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("IMAGE_VERSION", "unknown")

@@ -1,20 +1,16 @@
 """``python -m train fit``: prepare a data set, train nnU-Net on it, export the bundle. Starting it again goes on."""
 
 import argparse
-import datetime
-import json
 import logging
-import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-from inference.volume import atomic_write
 from train import nnunet
-from train.config import Config, ConfigError, load_config, read_settings
+from train.config import Config, load_config
 from train.dataset import labelled_cases
-from train.export import export, git_commit, package_versions, parse_fold
+from train.export import export, parse_fold
 from train.prepare import prepare, write_organ_minima
+from train.record import command_words, note, record_settings, record_start
 from train.workspace import LABELLED_DATASET, Workspace
 
 log = logging.getLogger(__name__)
@@ -40,7 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         config = load_config(arguments.config, arguments.set)
         fold = parse_fold(arguments.fold)
-        _record(config, arguments, workspace)
+        record_settings(config, workspace, FIXED)
+        record_start([*command_words("fit", arguments), "--fold", arguments.fold], arguments.data, workspace)
         fit(arguments.data, fold, config, workspace)
     except (ValueError, RuntimeError, OSError) as error:
         log.error("%s", error)
@@ -58,7 +55,7 @@ def fit(data: Path, fold: int | str, config: Config, workspace: Workspace) -> No
         )
     write_organ_minima(ready, workspace)
     _train(ready, fold, config, workspace)
-    _note_cases(len(ready), fold, workspace)
+    note({"cases": len(ready), "fold": fold}, workspace)
     export(workspace.final_checkpoint(LABELLED_DATASET, fold), LABELLED_DATASET, config, workspace, workspace.bundle)
 
 
@@ -69,57 +66,3 @@ def _train(cases: Sequence[str], fold: int | str, config: Config, workspace: Wor
     splits = nnunet.deal_folds(cases, (), config.training.folds, config.training.seed)
     nnunet.write_splits(LABELLED_DATASET, splits, workspace)
     nnunet.train(LABELLED_DATASET, fold, config, workspace)
-
-
-def _record(config: Config, arguments: argparse.Namespace, workspace: Workspace) -> None:
-    """Write the run's settings and origin. Raises ConfigError when the folder holds a run that does not fit."""
-    if workspace.settings.exists():
-        before, now = asdict(read_settings(workspace.settings)), asdict(config)
-        for section in FIXED:
-            for key, value in before[section].items():
-                if key != "workers" and now[section][key] != value:
-                    found = now[section][key]
-                    raise ConfigError(
-                        f"{section}.{key} is {found!r}; {workspace.root} was started with {value!r}: use a new folder"
-                    )
-    workspace.root.mkdir(parents=True, exist_ok=True)
-    atomic_write(workspace.settings, config.to_json().encode())
-    provenance = {
-        "command": _command(arguments),
-        "data": arguments.data.resolve().name,
-        "started": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": package_versions(),
-        "commit": git_commit(),
-    }
-    if not workspace.provenance.exists():
-        atomic_write(workspace.provenance, (json.dumps(provenance, indent=1) + "\n").encode())
-
-
-def _command(arguments: argparse.Namespace) -> str:
-    """The command as anyone could repeat it: folders by name, wherever they lay."""
-    words = [
-        "python",
-        "-m",
-        "train",
-        "fit",
-        "--data",
-        arguments.data.resolve().name,
-        "--out",
-        arguments.out.resolve().name,
-    ]
-    if arguments.config is not None:
-        words += ["--config", _shown(arguments.config)]
-    for setting in arguments.set:
-        words += ["--set", setting]
-    return shlex.join([*words, "--fold", arguments.fold])
-
-
-def _shown(path: Path) -> str:
-    return path.name if path.is_absolute() else str(path)
-
-
-def _note_cases(count: int, fold: int | str, workspace: Workspace) -> None:
-    """Add to the run's origin how many cases it learned from."""
-    recorded = json.loads(workspace.provenance.read_text(encoding="utf-8"))
-    recorded |= {"cases": count, "fold": fold}
-    atomic_write(workspace.provenance, (json.dumps(recorded, indent=1) + "\n").encode())

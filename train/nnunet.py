@@ -8,10 +8,8 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
-from multiprocessing import get_context
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,14 @@ from inference.bundle import Bundle, Plan
 from inference.engine import Engine
 from inference.volume import Labels, Volume, atomic_write
 from train.config import Config, Training
-from train.prepare import worker_count
-from train.workspace import CONFIGURATION, PLANS, TRAINER, Workspace
+from train.prepare import process_pool, worker_count
+from train.workspace import CONFIGURATION, LABELLED_DATASET, PLANS, TRAINER, Workspace
 
 log = logging.getLogger(__name__)
 
 TRAINER_FOLDER = Path(__file__).with_name("trainer")
+# A preprocessed case: image, label map, and what marks it as done.
+CASE_FILES = (".b2nd", "_seg.b2nd", ".pkl")
 READER = "NibabelIO"  # SimpleITK refuses the sheared headers of tilted scans
 
 
@@ -42,30 +42,48 @@ class Split:
     val: tuple[str, ...]
 
 
-def deal_folds(labelled: Sequence[str], pseudo_labelled: Sequence[str], folds: int, seed: int) -> tuple[Split, ...]:
+def deal_folds(
+    labelled: Sequence[str], pseudo_labelled: Sequence[str], folds: int, seed: int, left_out: int = 1
+) -> tuple[Split, ...]:
     """Deal cases into folds; each model trains on all but one, validation figures come from labelled cases only.
 
     Both kinds are dealt apart, so a labelled case stays in its fold over all iterations (paper section 2.2).
+    ``left_out``: folds that a model does not train on, its own and those after it; 2 leaves two models to judge each case.
     """
     random = np.random.default_rng(seed)
-    hands = zip(_deal(labelled, folds, random), _deal(pseudo_labelled, folds, random), strict=True)
-    everything = {*labelled, *pseudo_labelled}
-    return tuple(Split(tuple(sorted(everything - {*own, *guests})), tuple(sorted(own))) for own, guests in hands)
+    own = _deal(labelled, folds, random)
+    hands = [{*own, *guests} for own, guests in zip(own, _deal(pseudo_labelled, folds, random), strict=True)]
+    splits = []
+    for fold in range(folds):
+        train = set().union(*(hands[(fold + after) % folds] for after in range(left_out, folds)))
+        splits.append(Split(tuple(sorted(train)), tuple(sorted(own[fold]))))
+    return tuple(splits)
 
 
-def write_dataset(dataset: str, cases: Sequence[str], config: Config, workspace: Workspace) -> None:
-    """Write nnU-Net's dataset.json; it points at the prepared files, so nothing is copied."""
+def write_dataset(
+    dataset: str,
+    cases: Sequence[str],
+    config: Config,
+    workspace: Workspace,
+    pseudo_labels: Mapping[str, Path] | None = None,
+) -> None:
+    """Write nnU-Net's dataset.json; it points at the prepared files, so nothing is copied.
+
+    ``cases``: the labelled ones. ``pseudo_labels``: label map by case of those that have no other.
+    """
     label = workspace.training_label if config.data.auxiliary_classes else workspace.label
+    labels = {case: label(case) for case in cases} | dict(pseudo_labels or {})
     path = workspace.raw_dataset(dataset)
     relative = partial(os.path.relpath, start=path.parent)
     content = {
         "channel_names": {"0": "CT"},
         "labels": {name: value for value, name in enumerate(config.classes)},
-        "numTraining": len(cases),
+        "numTraining": len(labels),
         "file_ending": ".nii.gz",
         "overwrite_image_reader_writer": READER,
         "dataset": {
-            case: {"images": [relative(workspace.image(case))], "label": relative(label(case))} for case in cases
+            case: {"images": [relative(workspace.image(case))], "label": relative(file)}
+            for case, file in labels.items()
         },
     }
     for target in (path, workspace.preprocessed(dataset) / "dataset.json"):
@@ -96,32 +114,63 @@ def make_plan(dataset: str, config: Config, workspace: Workspace) -> None:
     _write_json(workspace.plans(dataset), plans)
 
 
-def preprocess(dataset: str, config: Config, workspace: Workspace) -> None:
-    """nnU-Net's preprocessing (crop, normalise) of every case that has not been through it, several at once."""
+def share_plan(dataset: str, workspace: Workspace) -> None:
+    """Give another data set of the run the plan and the fingerprint of the labelled one; an existing plan stays."""
+    if workspace.plans(dataset).exists():
+        return
+    workspace.preprocessed(dataset).mkdir(parents=True, exist_ok=True)
+    atomic_write(workspace.fingerprint(dataset), workspace.fingerprint(LABELLED_DATASET).read_bytes())
+    _write_json(workspace.plans(dataset), read_plans(LABELLED_DATASET, workspace) | {"dataset_name": dataset})
+
+
+def preprocess(dataset: str, config: Config, workspace: Workspace, earlier: Sequence[str] = ()) -> None:
+    """nnU-Net's preprocessing (crop, normalise) of every case that has not been through it, several at once.
+
+    ``earlier``: data sets of this run whose files are taken over by hard links where they are the same: all of a labelled
+    case, the image of a pseudo-labelled one. A scan is then on the disk once, however many iterations there are.
+    """
     folder = workspace.preprocessed_cases(dataset)
     (folder / "part").mkdir(parents=True, exist_ok=True)
-    cases = json.loads(workspace.raw_dataset(dataset).read_text(encoding="utf-8"))["dataset"]
+    cases = read_cases(dataset, workspace)
+    for case in cases:
+        _take_over(case, dataset, earlier, workspace)
     todo = [case for case in cases if not (folder / f"{case}.pkl").exists()]
     log.info("preprocess: %d of %d cases to do", len(todo), len(cases))
     if not todo:
         return
-    job = partial(_preprocess_case, dataset=dataset, config=config, workspace=workspace)
-    with ProcessPoolExecutor(worker_count(config.prepare.workers, len(todo)), get_context("spawn")) as pool:
-        for count, _ in enumerate(pool.map(job, todo), 1):
+    job = partial(_preprocess_case, dataset=dataset, earlier=tuple(earlier), config=config, workspace=workspace)
+    workers = worker_count(config.prepare.workers, len(todo))
+    with contextlib.ExitStack() as stack:
+        # One alone works here: a process of its own would only import nnU-Net once more.
+        run = map if workers == 1 else stack.enter_context(process_pool(workers, len(todo))).map
+        for count, _ in enumerate(run(job, todo), 1):
             if count % 10 == 0 or count == len(todo):
                 log.info("preprocess: %d of %d", count, len(todo))
 
 
-def train(dataset: str, fold: int | str, config: Config, workspace: Workspace) -> None:
+def set_training(training: Training, dataset: str, workspace: Workspace, warm_start: str | None = None) -> None:
+    """Write the training's settings into the plan, where the trainer reads them; the rest of the plan stays.
+
+    ``warm_start``: a data set of this run whose models the training starts from, fold by fold.
+    """
+    plans = read_plans(dataset, workspace)
+    initial = None if warm_start is None else str(workspace.model(warm_start).resolve())
+    wanted = plans | {"training": asdict(training) | {"initial_weights": initial}}
+    if wanted != plans:
+        _write_json(workspace.plans(dataset), wanted)
+
+
+def train(dataset: str, fold: int | str, config: Config, workspace: Workspace, warm_start: str | None = None) -> None:
     """Train one fold with nnU-Net's trainer, going on from its last checkpoint; a finished training is left alone.
 
-    ``fold``: an index of the split file, or "all" for one model on every case. Raises TrainingError.
+    ``fold``: an index of the split file, or "all" for one model on every case. ``warm_start``: see ``set_training``,
+    which must have been called where folds train side by side. Raises TrainingError.
     """
     if workspace.final_checkpoint(dataset, fold).exists():
         log.info("train: fold %s is done", fold)
         return
     _check_split(dataset, fold, workspace)
-    _set_training(dataset, config.training, workspace)
+    set_training(config.training, dataset, workspace, warm_start)
     workspace.fold(dataset, fold).mkdir(parents=True, exist_ok=True)
     resume = workspace.latest_checkpoint(dataset, fold).exists()
     device = _device(config.training)
@@ -142,6 +191,15 @@ def train(dataset: str, fold: int | str, config: Config, workspace: Workspace) -
                 continue_training=resume,
                 device=torch.device(device),
             )
+
+
+def read_cases(dataset: str, workspace: Workspace) -> tuple[str, ...]:
+    """Training cases of a data set, the labelled ones first. Raises TrainingError when there is none."""
+    path = workspace.raw_dataset(dataset)
+    try:
+        return tuple(json.loads(path.read_text(encoding="utf-8"))["dataset"])
+    except (OSError, json.JSONDecodeError) as error:
+        raise TrainingError(f"{path}: cannot be read ({error}); expected nnU-Net's data set of the run") from error
 
 
 def read_plans(dataset: str, workspace: Workspace) -> dict[str, Any]:
@@ -296,27 +354,66 @@ def _architecture(config: Config) -> dict[str, Any]:
     }
 
 
-def _preprocess_case(case: str, dataset: str, config: Config, workspace: Workspace) -> None:
+def _take_over(case: str, dataset: str, earlier: Sequence[str], workspace: Workspace) -> None:
+    """Link a preprocessed case of an earlier data set into ``dataset`` where its label map is the same file."""
+    target = workspace.preprocessed_cases(dataset)
+    label = _label_of(case, dataset, workspace)
+    for source in earlier:
+        folder = workspace.preprocessed_cases(source)
+        if (target / f"{case}.pkl").exists():
+            return
+        if (folder / f"{case}.pkl").exists() and _label_of(case, source, workspace) == label:
+            with contextlib.suppress(OSError):  # no hard links here: preprocessed like the others
+                for suffix in CASE_FILES:
+                    _link(folder / f"{case}{suffix}", target / f"{case}{suffix}")
+
+
+@lru_cache(maxsize=4)
+def _labels_of(path: Path, modified: int) -> dict[str, str]:
+    """Label map by case, as a dataset.json names them."""
+    cases = json.loads(path.read_text(encoding="utf-8"))["dataset"]
+    return {case: str((path.parent / files["label"]).resolve()) for case, files in cases.items()}
+
+
+def _label_of(case: str, dataset: str, workspace: Workspace) -> str | None:
+    path = workspace.raw_dataset(dataset)
+    return _labels_of(path, path.stat().st_mtime_ns).get(case)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    os.link(source, target)
+
+
+def _preprocess_case(case: str, dataset: str, earlier: Sequence[str], config: Config, workspace: Workspace) -> None:
     """One case through nnU-Net's preprocessor: written apart, then moved, the .pkl that marks it as done last."""
+    part = workspace.preprocessed_cases(dataset) / "part"
+    for suffix in CASE_FILES:
+        (part / f"{case}{suffix}").unlink(missing_ok=True)  # of a process that was killed
     with _environment(config, workspace):
         from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         dataset_json = json.loads(workspace.raw_dataset(dataset).read_text(encoding="utf-8"))
-        folder = workspace.preprocessed_cases(dataset)
         base = workspace.raw_dataset(dataset).parent
         files = dataset_json["dataset"][case]
         plans = PlansManager(str(workspace.plans(dataset)))
         DefaultPreprocessor(verbose=False).run_case_save(
-            str(folder / "part" / case),
+            str(part / case),
             [str((base / image).resolve()) for image in files["images"]],
             str((base / files["label"]).resolve()),
             plans,
             plans.get_configuration(CONFIGURATION),
             dataset_json,
         )
-    for suffix in (".b2nd", "_seg.b2nd", ".pkl"):
-        (folder / "part" / f"{case}{suffix}").replace(folder / f"{case}{suffix}")
+    for source in earlier:
+        image = workspace.preprocessed_cases(source) / f"{case}{CASE_FILES[0]}"
+        if image.exists():
+            with contextlib.suppress(OSError):
+                _link(image, part / f"{case}{CASE_FILES[0]}")
+            break
+    for suffix in CASE_FILES:
+        (part / f"{case}{suffix}").replace(part.parent / f"{case}{suffix}")
 
 
 def _check_split(dataset: str, fold: int | str, workspace: Workspace) -> None:
@@ -330,12 +427,6 @@ def _check_split(dataset: str, fold: int | str, workspace: Workspace) -> None:
         raise TrainingError(
             f"fold {fold} has no case to train on or to validate on; expected at least {len(splits)} cases"
         )
-
-
-def _set_training(dataset: str, training: Training, workspace: Workspace) -> None:
-    """Write the training's settings into the plan, where the trainer reads them; the rest of the plan stays."""
-    plans = read_plans(dataset, workspace)
-    _write_json(workspace.plans(dataset), plans | {"training": asdict(training)})
 
 
 def _device(training: Training) -> str:
@@ -389,7 +480,7 @@ def predict(bundle: Bundle, scan: Volume, engine: Engine, separate_z: bool | Non
 
 
 def _plans_of_bundle(plan: Plan, separate_z: bool | None) -> dict[str, Any]:
-    """nnU-Net's plans for a bundle's network, with nnU-Net's own orders of interpolation."""
+    """nnU-Net's plans for a bundle's network, with the resampling of our plans or (None) of nnU-Net's own."""
     resample = "resample_data_or_seg_to_shape"
     configuration: dict[str, Any] = {
         "data_identifier": f"{PLANS}_{CONFIGURATION}",
@@ -403,7 +494,8 @@ def _plans_of_bundle(plan: Plan, separate_z: bool | None) -> dict[str, Any]:
         "batch_dice": False,
         "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
     }
-    for kind, order in (("data", 3), ("seg", 1), ("probabilities", 1)):
+    # nnU-Net's default takes scans by cubic splines; a plan of ours says linear, as this core does.
+    for kind, order in (("data", 3 if separate_z is None else 1), ("seg", 1), ("probabilities", 1)):
         configuration[f"resampling_fn_{kind}"] = resample
         configuration[f"resampling_fn_{kind}_kwargs"] = {
             "is_seg": kind == "seg",

@@ -22,8 +22,14 @@ from train.metrics import dice
 log = logging.getLogger(__name__)
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+# What an exported network has to reach on a scan: mean and least DSC over its organs.
+LEAST_MEAN, LEAST = 0.99, 0.97
 # Organs below this many voxels are left out: a voxel or two would decide their DSC.
 SMALLEST = 200
+
+
+class ParityError(RuntimeError):
+    """A network on which this core and nnU-Net's predictor differ. The message says by how much."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +56,22 @@ def compare(bundle: Bundle, scan: Volume, engine: Engine, separate_z: bool | Non
     """DSC of every organ with at least SMALLEST voxels on either side, between this core and nnU-Net's predictor."""
     ours = Segmenter(bundle, engine, Options(postprocess=False)).segment(scan).labels
     return _agreement(ours, nnunet.predict(bundle, scan, engine, separate_z), bundle.plan.classes)
+
+
+def check_parity(bundle: Bundle, path: Path) -> None:
+    """See that a scan comes out of this core as it comes out of nnU-Net's predictor. Raises ParityError."""
+    engine = load_engine(bundle, "cpu", precision="f32")
+    found = compare(bundle, read_volume(path, bundle.plan.orientation), engine, separate_z=False)
+    if not found:
+        log.warning("parity: %s shows no organ to this network, so nothing could be compared", path.name)
+        return
+    mean, worst = float(np.mean(list(found.values()))), min(found, key=lambda name: found[name])
+    log.info("parity with nnU-Net's predictor: DSC %.4f on average, %.4f at worst (%s)", mean, found[worst], worst)
+    if mean < LEAST_MEAN or found[worst] < LEAST:
+        raise ParityError(
+            f"{path.name}: DSC with nnU-Net's predictor is {mean:.4f} on average and {found[worst]:.4f} for {worst}; "
+            f"expected at least {LEAST_MEAN} and {LEAST}"
+        )
 
 
 def _agreement(ours: Labels, theirs: Labels, classes: tuple[str, ...]) -> dict[str, float]:

@@ -4,9 +4,12 @@ A prepared case is done when its files exist; they appear whole. So nnU-Net resa
 and the container see the same voxels (paper section 2.1).
 """
 
+import contextlib
+import ctypes
 import json
 import logging
 import os
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +28,7 @@ from train.workspace import Workspace
 log = logging.getLogger(__name__)
 
 FIRST_AUXILIARY = len(ORGANS) + 1
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 INT16 = np.iinfo(np.int16)
 
 
@@ -124,13 +128,24 @@ def worker_count(setting: int, jobs: int) -> int:
     return max(1, min(jobs, setting or len(os.sched_getaffinity(0))))
 
 
+def process_pool(workers: int, jobs: int) -> ProcessPoolExecutor:
+    """Processes for ``jobs`` jobs, which end with this one, however it ends."""
+    # spawn: a forked child would inherit the locks of numeric libraries' threads.
+    return ProcessPoolExecutor(worker_count(workers, jobs), get_context("spawn"), die_with_parent)
+
+
+def die_with_parent() -> None:
+    """Have Linux kill this process when its parent ends, so that a killed run leaves nobody who writes into its folder."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _prepare_all(cases: Sequence[Case], config: Config, workspace: Workspace) -> dict[str, str]:
     """Prepare cases in processes. Returns the reason of each that failed, by id."""
     if not cases:
         return {}
     failed: dict[str, str] = {}
-    # spawn: a forked child would inherit the locks of numeric libraries' threads.
-    with ProcessPoolExecutor(worker_count(config.prepare.workers, len(cases)), get_context("spawn")) as pool:
+    with process_pool(config.prepare.workers, len(cases)) as pool:
         jobs = {pool.submit(prepare_case, case, config, workspace): case.id for case in cases}
         for count, job in enumerate(as_completed(jobs), 1):
             case = jobs[job]

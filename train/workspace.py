@@ -10,6 +10,11 @@ CONFIGURATION = "3d_fullres"
 TRAINER = "SettingsTrainer"
 
 
+def iteration_dataset(number: int) -> str:
+    """nnU-Net's data set of an iteration of the loop: the labelled cases, from iteration 1 on with accepted ones."""
+    return LABELLED_DATASET if number == 0 else f"Dataset{number + 1:03d}_Iteration{number}"
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The folder of one run.
@@ -36,6 +41,68 @@ class Workspace:
         return self.root / "bundle"
 
     @property
+    def starts(self) -> Path:
+        """When and how the run was started and started again: commands, versions, commit, image."""
+        return self.root / "starts.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that works on the run."""
+        return self.root / "lock"
+
+    @property
+    def cases(self) -> Path:
+        """Ids of the cases a loop works on; written when all of them are prepared."""
+        return self.root / "cases.json"
+
+    @property
+    def machine(self) -> Path:
+        """How many jobs run side by side, as the loop found it when it was last started."""
+        return self.root / "machine.json"
+
+    @property
+    def log(self) -> Path:
+        """What the loop said, over all its starts."""
+        return self.root / "loop.log"
+
+    def iteration(self, number: int) -> Path:
+        """An iteration of the loop: its models, pseudo-labels and selection."""
+        return self.root / "iterations" / str(number)
+
+    def job_log(self, number: int, job: str) -> Path:
+        """What a job of an iteration said, over all its starts."""
+        return self.iteration(number) / "logs" / f"{job}.log"
+
+    def fold_bundle(self, number: int, fold: int) -> Path:
+        """The exported network of one fold."""
+        return self.iteration(number) / "bundles" / str(fold)
+
+    def pseudo_labels(self, number: int) -> Path:
+        return self.iteration(number) / "labels"
+
+    def pseudo_label(self, number: int, case: str) -> Path:
+        """A case's pseudo-label on the working grid."""
+        return self.pseudo_labels(number) / f"{case}.nii.gz"
+
+    def rows(self, number: int) -> Path:
+        return self.iteration(number) / "rows"
+
+    def row(self, number: int, case: str) -> Path:
+        """Agreement, volumes and seconds of a pseudo-label; written after it: the case is labelled."""
+        return self.rows(number) / f"{case}.json"
+
+    def failures(self, number: int) -> Path:
+        return self.iteration(number) / "set_aside"
+
+    def failure(self, number: int, case: str) -> Path:
+        """Why a case could not be labelled; it is left out of this iteration."""
+        return self.failures(number) / f"{case}.txt"
+
+    def selection(self, number: int) -> Path:
+        """The decision on every case; written when all are labelled: the iteration is done."""
+        return self.iteration(number) / "selection.csv"
+
+    @property
     def prepared(self) -> Path:
         """Cases on the working grid."""
         return self.root / "prepared"
@@ -56,9 +123,14 @@ class Workspace:
         """Volume of each organ of a labelled case, measured on the original label map."""
         return self.prepared / "volumes" / f"{case}.json"
 
+    @property
+    def prepared_aside(self) -> Path:
+        """Reasons of all cases that could not be prepared."""
+        return self.prepared / "set_aside"
+
     def set_aside(self, case: str) -> Path:
         """Why a case could not be prepared."""
-        return self.prepared / "set_aside" / f"{case}.txt"
+        return self.prepared_aside / f"{case}.txt"
 
     @property
     def organ_minima(self) -> Path:
@@ -112,9 +184,17 @@ class Workspace:
     def latest_checkpoint(self, dataset: str, fold: int | str) -> Path:
         return self.fold(dataset, fold) / "checkpoint_latest.pth"
 
+    def fold_lock(self, dataset: str, fold: int | str) -> Path:
+        """Held by the process that trains the fold."""
+        return self.fold(dataset, fold) / "lock"
+
     def progress(self, dataset: str, fold: int | str) -> Path:
         """Epoch, loss, pseudo Dice, seconds: one small JSON object, rewritten after each epoch."""
         return self.fold(dataset, fold) / "progress.json"
+
+    def training_facts(self, dataset: str, fold: int | str) -> Path:
+        """What nnU-Net wrote down of the machine and the settings of a training."""
+        return self.fold(dataset, fold) / "debug.json"
 
     def nnunet_log(self, dataset: str, fold: int | str) -> Path:
         """What nnU-Net prints while it trains."""

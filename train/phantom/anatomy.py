@@ -789,6 +789,9 @@ class Builder:
         if "gallbladder" in self.disease.missing:
             return
         c.paint(gallbladder.grown(1.5), T.FAT, BOWEL)
+        # The fossa is open to the front and the midline: in no slice does liver enclose the gallbladder.
+        opening = Ellipsoid((x + 4.0, y - 4.5, under + 1), axes, angles, 0.1)
+        c.paint(opening.grown(4.0), T.FAT, ORGAN_TISSUES["liver"])
         over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], *ORGAN_TISSUES["duodenum"], T.MUSCLE)
         c.paint(gallbladder, T.GALLBLADDER, over)
 

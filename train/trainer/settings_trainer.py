@@ -200,8 +200,19 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
             seed_everything(self.settings["seed"], self.fold, -1)
             torch.use_deterministic_algorithms(True, warn_only=True)
         super().initialize()
+        if self.settings.get("initial_weights"):
+            self.load_initial_weights(Path(self.settings["initial_weights"]))
         if self.bfloat16:
             self.network.to(memory_format=torch.channels_last_3d)
+
+    def load_initial_weights(self, model: Path) -> None:
+        """Warm start: the weights that the same fold of another training of this network ended with."""
+        fold = 0 if self.fold == "all" else self.fold
+        checkpoint = torch.load(
+            model / f"fold_{fold}" / "checkpoint_final.pth", map_location=self.device, weights_only=False
+        )
+        network: Any = getattr(self.network, "_orig_mod", self.network)  # torch.compile wraps it
+        network.load_state_dict(checkpoint["network_weights"])
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's. It turns autocast off on a CPU; here the network alone runs in bfloat16, the loss in float32."""
