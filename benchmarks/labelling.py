@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,7 +65,9 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         if arguments.command == "compare":
-            sys.stdout.write(compare(Workspace(arguments.run), arguments.scans, Path(folder)))
+            sys.stdout.write(
+                compare(Workspace(arguments.run), arguments.scans, Path(folder), arguments.runs, arguments.softmax)
+            )
         else:
             sys.stdout.write(memory(Workspace(arguments.run), Path(folder)))
     return 0
@@ -78,6 +80,10 @@ def parse_arguments() -> argparse.Namespace:
     both = commands.add_parser("compare", help="time per case beside nnUNetv2_predict")
     both.add_argument("run", metavar="RUN", type=Path)
     both.add_argument("scans", metavar="SCANS", type=Path)
+    both.add_argument(
+        "--runs", type=int, choices=range(1, MODELS + 1), default=MODELS, help="nnU-Net's runs to measure (default: 5)"
+    )
+    both.add_argument("--softmax", action="store_true", help="measure nnU-Net with stored softmax, too")
     resident = commands.add_parser("memory", help="memory over 5 and over 50 cases")
     resident.add_argument("run", metavar="RUN", type=Path)
     one = commands.add_parser("label", help="the process that is measured")
@@ -100,8 +106,12 @@ def label(bundle_folder: Path, scans: Path, out: Path) -> None:
         labeller.label(workspace.image(case), out / "labels" / f"{case}.nii.gz", out / "rows" / f"{case}.json")
 
 
-def compare(workspace: Workspace, scans: Path, folder: Path) -> str:
-    """The table: both sides on one case and on all, so that start-up and the cost of one more case come apart."""
+def compare(workspace: Workspace, scans: Path, folder: Path, runs: int, softmax: bool) -> str:
+    """The table: both sides on one case and on all, so that start-up and the cost of one more case come apart.
+
+    ``runs``: how many of nnU-Net's five are measured; they count for all. ``softmax``: measure nnU-Net with its softmax
+    stored, too, which a mean over models would need.
+    """
     config = read_settings(workspace.settings)
     cases = sorted(scans.glob(f"*{CHANNEL}"))
     if len(cases) < 2:
@@ -113,28 +123,30 @@ def compare(workspace: Workspace, scans: Path, folder: Path) -> str:
         (folder / name).mkdir()
         for case in chosen:
             (folder / name / case.name).symlink_to(case.resolve())
-    five_runs = partial(theirs, folder=folder, step=config.inference.step)
+    five_runs = partial(theirs, folder=folder, step=config.inference.step, runs=runs)
     ways = {
         "five models, one pass": partial(ours, folder=folder),
         "5 x nnUNetv2_predict, masks": five_runs,
-        "5 x nnUNetv2_predict, masks and softmax": partial(five_runs, options=("--save_probabilities",)),
     }
-    lines = [table_line(title, way, folder, number, len(cases)) for number, (title, way) in enumerate(ways.items())]
+    if softmax:
+        ways["5 x nnUNetv2_predict, masks and softmax"] = partial(five_runs, options=("--save_probabilities",))
+    lines = [table_line(title, way, folder, number) for number, (title, way) in enumerate(ways.items())]
     return (
-        f"{len(cases)} scans, {len(os.sched_getaffinity(0))} cores, step {config.inference.step:g}, no mirroring; "
-        f"mean DSC between both sides' labels {likeness(folder / '0_all', folder / '1_all'):.4f}\n\n"
-        "| | start-up s | s per case | CPU s per case | peak MiB of a process | MB written per case |\n"
+        f"{len(cases)} scans, {len(os.sched_getaffinity(0))} cores, step {config.inference.step:g}, no mirroring, "
+        f"{runs} of nnU-Net's {MODELS} runs measured; mean DSC between both sides' labels "
+        f"{likeness(folder / '0_all', folder / '1_all'):.4f}\n\n"
+        f"| | 1 case: s | CPU s | {len(cases)} cases: s | CPU s | peak MiB of a process |\n"
         "|---|---|---|---|---|---|\n" + "".join(lines)
     )
 
 
-def table_line(title: str, way: Way, folder: Path, number: int, cases: int) -> str:
-    """Measure one way. One more case costs what all cost more than one; what is left of one is start-up."""
+def table_line(title: str, way: Way, folder: Path, number: int) -> str:
+    """Measure one way, on one case and on all."""
     one = way(folder / "one", folder / f"{number}_one")
     every = way(folder / "all", folder / f"{number}_all")
-    seconds, cpu = ((getattr(every, each) - getattr(one, each)) / (cases - 1) for each in ("seconds", "cpu"))
-    written = size(folder / f"{number}_all") / cases / 1e6
-    line = f"| {title} | {one.seconds - seconds:.1f} | {seconds:.1f} | {cpu:.1f} | {every.memory:.0f} | {written:.2f} |"
+    line = (
+        f"| {title} | {one.seconds:.1f} | {one.cpu:.1f} | {every.seconds:.1f} | {every.cpu:.1f} | {every.memory:.0f} |"
+    )
     log.info("%s", line)
     return line + "\n"
 
@@ -145,8 +157,8 @@ def ours(scans: Path, out: Path, folder: Path) -> Usage:
     return measure([*module, str(folder / "bundle"), str(scans), str(out)])
 
 
-def theirs(scans: Path, out: Path, folder: Path, step: float, options: Sequence[str] = ()) -> Usage:
-    """nnU-Net's command on ``scans``, once per model, one after the other."""
+def theirs(scans: Path, out: Path, folder: Path, step: float, runs: int, options: Sequence[str] = ()) -> Usage:
+    """nnU-Net's command on ``scans``, once per model, one after the other; ``runs`` of them count for all."""
     command = [str(Path(sys.executable).with_name("nnUNetv2_predict")), "-d", LABELLED_DATASET, "-i", str(scans)]
     command += ["-p", PLANS, "-tr", TRAINER, "-c", CONFIGURATION, "--disable_tta", "--disable_progress_bar"]
     command += ["-step_size", str(step), *options]
@@ -158,8 +170,9 @@ def theirs(scans: Path, out: Path, folder: Path, step: float, options: Sequence[
         "nnUNet_results": str(folder / "results"),
         "nnUNet_extTrainer": str(TRAINER_FOLDER),
     }
-    runs = [measure([*command, "-f", str(fold), "-o", str(out / str(fold))], variables) for fold in range(MODELS)]
-    return Usage(sum(run.seconds for run in runs), sum(run.cpu for run in runs), max(run.memory for run in runs))
+    taken = [measure([*command, "-f", str(fold), "-o", str(out / str(fold))], variables) for fold in range(runs)]
+    seconds, cpu = (MODELS * float(np.mean([getattr(run, each) for run in taken])) for each in ("seconds", "cpu"))
+    return Usage(seconds, cpu, max(run.memory for run in taken))
 
 
 def memory(workspace: Workspace, folder: Path) -> str:
@@ -231,16 +244,6 @@ def likeness(mine: Path, theirs: Path) -> float:
         resampled = labels_to_working_grid(organs, labels.shape)
         found += [dice(labels == organ.id, resampled == organ.id) for organ in ORGANS]
     return float(np.mean(found))
-
-
-def size(folder: Path) -> int:
-    """Bytes of label maps, rows and softmaxes in a folder; prepared scans, which are made once, do not count."""
-    return sum(path.stat().st_size for path in files(folder) if "prepared" not in path.relative_to(folder).parts)
-
-
-def files(folder: Path) -> Iterable[Path]:
-    """Every file below a folder."""
-    return (path for path in folder.rglob("*") if path.is_file())
 
 
 if __name__ == "__main__":
