@@ -45,7 +45,7 @@ def write(path: Path, content: object) -> None:
 def train(run: Workspace, number: int, fold: int | str, epochs: int, seconds: float, of: int = 10) -> None:
     """As the trainer writes it after so many epochs."""
     dataset = iteration_dataset(number)
-    write(run.progress(dataset, fold), {"epoch": epochs - 1, "fraction": epochs / of, "seconds": seconds})
+    write(run.progress(dataset, fold), {"epoch": epochs, "fraction": epochs / of, "seconds": seconds})
     if epochs == of:
         run.final_checkpoint(dataset, fold).touch()
 

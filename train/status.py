@@ -207,10 +207,10 @@ def _turn(number: int, cases: int, workspace: Workspace, config: Config) -> Turn
 
 def _fold(dataset: str, fold: int | str, name: str, workspace: Workspace, config: Config, number: int) -> Fold:
     epochs = config.loop.epochs[number] if number < len(config.loop.epochs) else config.training.epochs
-    progress = _read_json(workspace.progress(dataset, fold)) or {"epoch": -1, "fraction": 0.0, "seconds": 0.0}
+    progress = _read_json(workspace.progress(dataset, fold)) or {"epoch": 0, "fraction": 0.0, "seconds": 0.0}
     done = workspace.final_checkpoint(dataset, fold).exists()
     fraction = 1.0 if done else float(progress["fraction"])
-    return Fold(name, progress["epoch"] + 1, epochs, fraction, float(progress["seconds"]), done)
+    return Fold(name, progress["epoch"], epochs, fraction, float(progress["seconds"]), done)
 
 
 def _rows(folder: Path) -> list[Row]:
