@@ -26,6 +26,10 @@ from train.prepare import die_with_parent
 # through Ray but names of files.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
+# Logs of a week stay small; and without a limit a worker looks, at a job's end, for a log file that Ray itself may have
+# moved away, and the job that was done would count as failed.
+os.environ.setdefault("RAY_ROTATION_MAX_BYTES", str(50 * 2**20))
+os.environ.setdefault("RAY_ROTATION_BACKUP_COUNT", "1")
 # A busy machine starts slowly: seconds until Ray gives up on a worker.
 os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
 # Ray would have its workers give way to everybody else; but they are what the machine is for.
