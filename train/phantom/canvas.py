@@ -263,6 +263,53 @@ class Composite:
         return out
 
 
+class Sparse:
+    """A thinned copy of the voxels' body coordinates, which says where on the grid a shape can be.
+
+    ``axes`` are the copy's grid positions (z, y, x), ``points`` its body positions. Between two neighbours a body
+    coordinate changes by at most twice ``margin`` mm: the deformation is smooth.
+    """
+
+    def __init__(self, axes: list[NDArray[np.float64]], points: Points, margin: float) -> None:
+        self.axes, self.points, self.margin = axes, points, margin
+
+    @property
+    def everywhere(self) -> Box:
+        """All of it."""
+        z, y, x = (slice(0, n) for n in self.points[0].shape)
+        return z, y, x
+
+    def gap(self, axis: int) -> float:
+        """mm between two nodes."""
+        return abs(float(self.axes[axis][1] - self.axes[axis][0]))
+
+    def reach(self, bounds: tuple[NDArray[np.float64], NDArray[np.float64]], within: Box) -> Box | None:
+        """The part inside ``within`` that a shape with these corners in body space can reach."""
+        near: NDArray[np.bool_] = np.ones([s.stop - s.start for s in within], bool)
+        for p, low, high in zip(self.points, *bounds, strict=True):
+            view = p[within]
+            near &= view > low - self.margin
+            near &= view < high + self.margin
+        across: NDArray[np.bool_] = np.any(near, axis=0)
+        hits = (np.any(near, axis=(1, 2)), np.any(across, axis=1), np.any(across, axis=0))
+        out = []
+        for hit, s in zip(hits, within, strict=True):
+            found = np.flatnonzero(hit)
+            if not len(found):
+                return None
+            out.append(slice(s.start + int(found[0]), s.start + int(found[-1]) + 1))
+        return out[0], out[1], out[2]
+
+    def around(self, other: "Sparse", reach: Box) -> Box:
+        """This copy's nodes around a part of an``other``'s."""
+        out = []
+        for axis, s in enumerate(reach):
+            low, high = other.axes[axis][s.start] - other.gap(axis), other.axes[axis][s.stop - 1] + other.gap(axis)
+            nodes = self.axes[axis]
+            out.append(slice(int(np.searchsorted(nodes, low)), int(np.searchsorted(nodes, high, "right"))))
+        return out[0], out[1], out[2]
+
+
 class Canvas:
     """A tissue map on ``grid`` whose voxels know their place in the undeformed body.
 
@@ -277,12 +324,14 @@ class Canvas:
         axes = [grid.coordinates(k) for k in range(3)]
         self.points = self._place(displacement, axes)
         # A sparse copy of the coordinates says which voxels a shape can reach.
-        self._sparse_axes = [self._thin(a) for a in axes]
-        self._sparse = self._place(displacement, self._sparse_axes)
+        self._sparse = Sparse(*self._thinned(displacement, axes, 10.0), margin=12.0)
+        self._fine = Sparse(*self._thinned(displacement, axes, 4.0), margin=4.0)
 
-    @staticmethod
-    def _thin(axis: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.linspace(axis[0], axis[-1], max(2, int(np.ceil(abs(axis[-1] - axis[0]) / 10)) + 1))
+    def _thinned(
+        self, displacement: tuple[Floats, Floats, Floats], axes: list[NDArray[np.float64]], step: float
+    ) -> tuple[list[NDArray[np.float64]], Points]:
+        thin = [np.linspace(a[0], a[-1], max(2, int(np.ceil(abs(a[-1] - a[0]) / step)) + 1)) for a in axes]
+        return thin, self._place(displacement, thin)
 
     def _place(self, displacement: tuple[Floats, Floats, Floats], axes: list[NDArray[np.float64]]) -> Points:
         z, y, x = axes
@@ -295,58 +344,42 @@ class Canvas:
             out.append(p)
         return out[0], out[1], out[2]
 
-    def _reach(self, bounds: tuple[NDArray[np.float64], NDArray[np.float64]], within: Box) -> Box | None:
-        """The part of the sparse copy, inside ``within``, that a shape of these bounds can reach."""
-        low, high = bounds
-        near: NDArray[np.bool_] = np.ones([s.stop - s.start for s in within], bool)
-        for p, lo, hi in zip(self._sparse, low, high, strict=True):
-            view = p[within]
-            near &= view > lo - 12
-            near &= view < hi + 12
-        across: NDArray[np.bool_] = np.any(near, axis=0)
-        hits = (np.any(near, axis=(1, 2)), np.any(across, axis=1), np.any(across, axis=0))
-        out = []
-        for hit, s in zip(hits, within, strict=True):
-            found = np.flatnonzero(hit)
-            if not len(found):
-                return None
-            out.append(slice(s.start + int(found[0]), s.start + int(found[-1]) + 1))
-        return out[0], out[1], out[2]
-
-    def _voxels(self, reach: Box) -> Box:
-        """The voxels around a part of the sparse copy."""
+    def _voxels(self, sparse: "Sparse", reach: Box) -> Box:
+        """The voxels around a part of a sparse copy."""
         slices = []
         for axis, s in enumerate(reach):
-            nodes, start, step = self._sparse_axes[axis], self.grid.origin[axis], self.grid.spacing[axis]
-            a = int(np.floor((nodes[s.start] - 2 - start) / step))
-            b = int(np.ceil((nodes[s.stop - 1] + 2 - start) / step)) + 1
+            nodes, start, step = sparse.axes[axis], self.grid.origin[axis], self.grid.spacing[axis]
+            pad = sparse.gap(axis) / 2
+            a = int(np.floor((nodes[s.start] - pad - start) / step))
+            b = int(np.ceil((nodes[s.stop - 1] + pad - start) / step)) + 1
             slices.append(slice(max(a, 0), min(b, self.grid.shape[axis])))
         return slices[0], slices[1], slices[2]
 
-    @property
-    def _everywhere(self) -> Box:
-        z, y, x = (slice(0, n) for n in self._sparse[0].shape)
-        return z, y, x
+    def _reach(self, shape: Shape) -> Box | None:
+        """The part of the fine copy that ``shape`` can reach: found in the coarse copy first, then tightened."""
+        bounds = shape.bounds()
+        coarse = self._sparse.reach(bounds, self._sparse.everywhere)
+        return None if coarse is None else self._fine.reach(bounds, self._fine.around(self._sparse, coarse))
 
     def box(self, shape: Shape) -> Box | None:
         """The voxels that ``shape`` can reach, None where it lies outside the grid."""
-        reach = self._reach(shape.bounds(), self._everywhere)
-        return None if reach is None else self._voxels(reach)
+        reach = self._reach(shape)
+        return None if reach is None else self._voxels(self._fine, reach)
 
     def distance(self, shape: Shape) -> tuple[Box, Floats] | None:
         """The shape's distance in its box; tubes piece by piece, far from them a large number."""
-        reach = self._reach(shape.bounds(), self._everywhere)
+        reach = self._reach(shape)
         if reach is None:
             return None
-        box = self._voxels(reach)
+        box = self._voxels(self._fine, reach)
         if not isinstance(shape, Tube):
             return box, shape.distance(self._at(box))
         out = np.full([s.stop - s.start for s in box], 1e3, np.float32)
         for i in range(len(shape.points) - 1):
-            inner = self._reach(shape.cone_bounds(i), reach)
+            inner = self._fine.reach(shape.cone_bounds(i), reach)
             if inner is None:
                 continue
-            cut = self._voxels(inner)
+            cut = self._voxels(self._fine, inner)
             view = out[tuple(slice(c.start - b.start, c.stop - b.start) for c, b in zip(cut, box, strict=True))]
             np.minimum(view, shape.cone(i, self._at(cut)), out=view)
         return box, out
