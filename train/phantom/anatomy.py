@@ -18,20 +18,22 @@ from train.phantom.tissue import BOWEL, ORGAN_TISSUES, T
 
 Doubles = NDArray[np.float64]
 ANY_BODY = (T.SUBCUTANEOUS, T.FAT, T.MUSCLE, T.CARTILAGE)
+LUMEN = (T.BOWEL_FLUID, T.STOOL, T.BOWEL_CONTRAST, T.BOWEL_GAS)
+FREE = (T.FAT, *BOWEL)
 CONTENTS = (T.BOWEL_FLUID, T.BOWEL_FLUID, T.STOOL, T.BOWEL_CONTRAST, T.BOWEL_GAS)
 
-# Adult volumes, mL: mean, SD of the logarithm, least, most that a target is drawn from.
+# Adult volumes, mL: median, SD of the logarithm, least, most that a target is drawn from (docs/phantoms.md has sources).
 TARGETS: dict[str, tuple[float, float, float, float]] = {
-    "liver": (1500, 0.18, 1080, 2080),
-    "spleen": (200, 0.33, 100, 320),
-    "right_kidney": (165, 0.16, 120, 230),
-    "left_kidney": (172, 0.16, 122, 240),
-    "pancreas": (80, 0.2, 55, 112),
-    "gallbladder": (32, 0.4, 14, 62),
-    "stomach": (300, 0.4, 140, 560),
-    "right_adrenal_gland": (3.7, 0.2, 2.7, 5.4),
-    "left_adrenal_gland": (4.2, 0.2, 2.9, 5.6),
-    "duodenum": (72, 0.22, 46, 108),
+    "liver": (1500, 0.19, 980, 2200),
+    "spleen": (195, 0.32, 100, 315),
+    "right_kidney": (165, 0.19, 105, 250),
+    "left_kidney": (171, 0.19, 108, 258),
+    "pancreas": (78, 0.27, 42, 130),
+    "gallbladder": (30, 0.45, 9, 75),
+    "stomach": (270, 0.55, 70, 780),
+    "right_adrenal_gland": (3.7, 0.27, 2.0, 6.2),
+    "left_adrenal_gland": (4.3, 0.27, 2.3, 7.0),
+    "duodenum": (68, 0.28, 36, 120),
 }
 
 
@@ -78,6 +80,8 @@ class Builder:
         self.ax = self.half / 132
         self.ay = (body.cavity_front + body.cavity_back) / 168
         self.lift = body.dome_right - 132
+        # mm of fat between neighbours
+        self.gap = float(self.r.uniform(0.2, 1.0) + 4.5 * body.visceral**1.3 * self.r.uniform(0.6, 1.3))
         self.shapes: dict[str, Ellipsoid | Tube] = {}
         self.lesions: dict[int, LesionTissue] = {}
         self.targets = {
@@ -95,10 +99,13 @@ class Builder:
         self._skeleton()
         self._muscles()
         self._pelvis()
+        self._breasts()
+        self._arms()
         self._small_bowel()
         self._colon()
         self._stomach()
         self._liver()
+        self._colon_at_the_liver()
         self._spleen()
         self._kidneys()
         self._great_vessels()
@@ -115,6 +122,17 @@ class Builder:
 
     def _u(self, low: float, high: float) -> float:
         return float(self.r.uniform(low, high))
+
+    def _grown_target(self, name: str, points: Doubles) -> float:
+        """The volume in body space, mL, that an organ around ``points`` needs to measure its target in the scan."""
+        x, y, z = np.asarray(points, float).reshape(-1, 3).T
+        return self.targets[name] * float(self.field.growth_at(x, y, z).mean())
+
+    def _clear(self, shape: Ellipsoid | Tube | Composite, over: Sequence[int]) -> None:
+        """Push neighbours off by the width of the fat between organs; bowel that is cut gets its wall back."""
+        depths = ((-self.gap - 2.6, T.BOWEL_WALL), (-self.gap, T.FAT))
+        self.canvas.paint_layers(shape, depths[:1], [t for t in over if t in LUMEN])
+        self.canvas.paint_layers(shape, depths[1:], over)
 
     def _course(self, points: Sequence[ArrayLike], jitter: float, per_span: int = 4) -> Doubles:
         p = np.asarray(points, float)
@@ -224,7 +242,7 @@ class Builder:
         b, c = self.body, self.canvas
         first = min(range(len(heights)), key=lambda i: abs(heights[i] - 32))  # the 12th pair leaves near T12
         reach = (0.30, 0.55, 0.83, 0.86, 0.88, 0.9, 0.9, 0.9, 0.9)
-        drop = self._u(55, 80)
+        drop = self._u(72, 122)
         size = self._u(0.85, 1.15)
         for k, z in enumerate(heights[first : first + len(reach)]):
             turn = np.linspace(0.12, reach[k] * self._u(0.94, 1.04), 12) * np.pi
@@ -250,6 +268,7 @@ class Builder:
         b, c = self.body, self.canvas
         vr = b.spine_radius
         bulk = self._u(0.85, 1.15)
+        thick = self._u(0.6, 1.5)
         over = (T.FAT, T.LUNG)
         for side in (-1, 1):
             levels = range(-230, 340, 40)
@@ -266,7 +285,7 @@ class Builder:
             c.paint(Tube(np.array(quadratus), [13 * bulk, 10], (1.6, 0.8, 1)), T.MUSCLE, [T.FAT])
             crus = [(side * 9, b.spine_front(-35) - 2, -35), (side * 14, b.spine_front(30) - 3, 30)]
             crus += [(side * 17, b.spine_front(80) - 12, 88)]
-            c.paint(Tube(self._course(crus, 1.5), [3, 5, 4.5], (1, 1.6, 1)), T.MUSCLE, [T.FAT])
+            c.paint(Tube(self._course(crus, 1.5), [3 * thick, 5 * thick, 4.5 * thick], (1, 1.6, 1)), T.MUSCLE, [T.FAT])
 
     def _pelvis(self) -> None:
         b, c = self.body, self.canvas
@@ -311,9 +330,43 @@ class Builder:
         rectum = self._course([(0, y0 + 30, -345), (4, y0 + 34, -290), (-6, y0 + 16, -240), (20, y0 - 8, -215)], 4)
         self._gut(Tube(rectum, self._u(13, 21)).bumpy(self.r, 0.08), (T.STOOL, T.STOOL, T.BOWEL_GAS), [T.FAT])
 
+    # --- outside the trunk's outline
+
+    def _breasts(self) -> None:
+        b, c = self.body, self.canvas
+        size, sag, there = self._u(38, 72), self._u(0, 45), self._u(0, 1)
+        glandular, asleep = self._u(0.25, 0.75), self._u(0.62, 0.78)
+        if not b.female or there < 0.15:
+            return
+        for side in (-1, 1):
+            x, y, z = b.wall_point(-np.pi / 2 + side * asleep, b.dome_right + 28 - sag, 0.0)
+            breast = Ellipsoid((x, y - b.fat_front * 0.4, z), (size, size * 0.62, size * 0.9), (0, 0, side * 0.5))
+            c.paint_layers(breast, ((0, T.SKIN), (1.6, T.SUBCUTANEOUS)), [T.AIR])
+            c.paint(breast.scaled(glandular), T.PELVIC, [T.SUBCUTANEOUS])
+
+    def _arms(self) -> None:
+        """Beside the body, where they could not be raised above the head."""
+        b, c = self.body, self.canvas
+        kind, radius, fat = self._u(0, 1), self._u(33, 48), self._u(0.1, 0.45)
+        shift, bone = self.r.normal(0, 10, (2, 3)), ((0, T.CORTICAL), (3.0, T.SPONGY))
+        elbow = self._u(-70, 30)
+        for side, lying in ((-1, kind < 0.12), (1, kind < 0.08 or kind > 0.95)):
+            if not lying:
+                continue
+            x = side * (b.half_width + radius + 6)
+            away = np.array((0.0, 12.0, 0.0)) + np.abs(shift[max(side, 0)]) * (side, 1, 0)
+            course = np.array([(x, 0, 330), (x, 8, 120), (x + side * 6, 14, elbow), (x, -4, elbow - 230)]) + away
+            arm = Tube(through(course), [radius * 1.15, radius, radius * 0.95, radius * 0.7])
+            c.paint_layers(arm, ((0, T.SKIN), (1.6, T.SUBCUTANEOUS), (2 + fat * radius, T.MUSCLE)), [T.AIR])
+            inside = (T.MUSCLE, T.SUBCUTANEOUS)
+            c.paint_layers(Tube(course[:3], [12, 11, 15]), bone, inside)
+            for dy in (-11, 11):
+                c.paint_layers(Tube(course[2:] + vector(0, dy, 0), [10, 7]), bone, inside)
+
     # --- gut outside the three labelled parts
 
-    def _gut(self, tube: Tube, contents: Sequence[int], over: Sequence[int]) -> None:
+    def _gut(self, tube: Tube, contents: Sequence[int], over: Sequence[int]) -> tuple[int, float, float | None]:
+        """A piece of bowel. Returns its content, the thickness of its wall and the height of its gas, if any."""
         content = int(contents[int(self.r.integers(len(contents)))])
         wall = self._u(1.8, 3.5)
         level, gas = self._u(-0.6, 0.8), self.r.random() < 0.35
@@ -323,22 +376,27 @@ class Builder:
         if gas and not collapsed and content != T.BOWEL_GAS:
             height = float(tube.points[:, 1].mean()) - level * float(tube.radii.mean())
             self.canvas.level(tube.wide(max(0.3, 1 - wall / float(tube.radii.mean()))), T.BOWEL_GAS, [content], height)
+            return content, wall, height
+        return int(T.BOWEL_WALL) if collapsed else content, wall, None
 
     def _small_bowel(self) -> None:
         b = self.body
-        loops = int(self.r.integers(30, 70))
+        loops = int(self._u(42, 72) * (1.45 - 0.9 * b.visceral))
+        calibre = self._u(0.8, 1.15)
         for _ in range(loops):
-            z = self._u(-215, 25)
+            jejunum = self.r.random() < 0.2  # under the stomach, on the left
+            z = self._u(-40, 62) if jejunum else self._u(-215, 30)
+            low, high = (0.05, 0.72) if jejunum else (-0.68, 0.72)
             centre = np.array(
-                [self._u(-0.62, 0.68) * self.half, self._u(-0.78 * b.cavity_front, 0.1 * b.cavity_back), z]
+                [self._u(low, high) * self.half, self._u(-0.82 * b.cavity_front, 0.16 * b.cavity_back), z]
             )
             heading = self.r.normal(size=3) * (1, 0.7, 0.7)
             points = [centre]
             for _ in range(3):
                 heading = 0.55 * heading / np.linalg.norm(heading) + 0.6 * self.r.normal(size=3) * (1, 0.7, 0.8)
                 points.append(points[-1] + heading / np.linalg.norm(heading) * self._u(18, 36))
-            radius = self._u(8.5, 14.5)
-            self._gut(Tube(through(points, 3), radius).bumpy(self.r, 0.06), CONTENTS, [T.FAT])
+            radius = self._u(8.0, 15.0) * calibre
+            self._gut(Tube(through(points, 3), radius).bumpy(self.r, 0.08), CONTENTS, (T.FAT, *BOWEL))
         for _ in range(45):  # mesenteric vessels
             root = np.array([self._n(3, 8), b.spine_front(0) - 30, self._u(-50, 10)])
             tip = np.array([self._u(-0.6, 0.6) * self.half, self._u(-0.7, -0.1) * b.cavity_front, self._u(-170, 0)])
@@ -349,10 +407,10 @@ class Builder:
     def _colon(self) -> None:
         b, n = self.body, self._n
         h, front, back = self.half, b.cavity_front, b.cavity_back
-        right = n(0.76, 0.03) * h
-        left = n(0.77, 0.03) * h
-        hepatic, splenic = n(5, 14), n(58, 14) + self.lift * 0.5
-        sag = self._u(-75, 10)
+        right = n(0.76, 0.04) * h
+        left = n(0.77, 0.04) * h
+        hepatic, splenic = n(10, 18), n(58, 16) + self.lift * 0.5
+        sag = float(np.clip(n(-40, 40), -130, 40))
         ascending = [
             (-right * 0.85, 0.0, -165),
             (-right, 0.25 * back, -95),
@@ -361,9 +419,9 @@ class Builder:
         ]
         transverse = [
             (-right * 0.95, 0.05 * back, hepatic),
-            (-0.5 * h, -0.55 * front, hepatic - 10),
-            (0, -0.72 * front, sag),
-            (0.5 * h, -0.6 * front, 0.5 * (sag + splenic)),
+            (-n(0.5, 0.1) * h, -n(0.55, 0.1) * front, hepatic - n(8, 12)),
+            (0, -n(0.74, 0.06) * front, sag),
+            (n(0.5, 0.08) * h, -n(0.6, 0.08) * front, 0.5 * (sag + splenic)),
             (left * 0.95, 0.1 * back, splenic),
         ]
         descending = [
@@ -378,43 +436,100 @@ class Builder:
             (-0.1 * h, -0.2 * front, -190),
             (20, b.spine(-180)[1] - 8, -215),
         ]
-        over = (T.FAT, *BOWEL)
-        for course, low, high in ((ascending, 18, 29), (transverse, 14, 23), (descending, 10, 17), (sigmoid, 11, 18)):
-            tube = Tube(self._course(course, 5, 6), [self._u(low, high), self._u(low, high)]).bumpy(self.r, 0.1)
-            self._gut(tube, (T.STOOL, T.STOOL, T.BOWEL_GAS, T.BOWEL_FLUID, T.BOWEL_CONTRAST), over)
+        filling = self._u(0.75, 1.2)
+        self.colon: list[tuple[Tube, tuple[int, float, float | None]]] = []
+        for course, low, high in ((ascending, 18, 32), (transverse, 12, 25), (descending, 8, 18), (sigmoid, 10, 18)):
+            tube = Tube(self._course(course, 6, 6), [self._u(low, high) * filling, self._u(low, high) * filling])
+            tube = self._haustra(tube)
+            kind = self._gut(tube, (T.STOOL, T.STOOL, T.STOOL, T.BOWEL_GAS, T.BOWEL_FLUID, T.BOWEL_CONTRAST), FREE)
+            self._bubbles(tube, kind[0])
+            self.colon.append((tube, kind))
+
+    def _haustra(self, tube: Tube) -> Tube:
+        """Sacs every 25-40 mm."""
+        along = np.r_[0, np.cumsum(np.linalg.norm(np.diff(tube.points, axis=0), axis=1))]
+        waves = 1 + self._u(0.06, 0.2) * np.sin(2 * np.pi * along / self._u(25, 40) + self._u(0, 6))
+        return Tube(tube.points, tube.radii * waves).bumpy(self.r, 0.08)
+
+    def _bubbles(self, tube: Tube, content: int) -> None:
+        """Gas in stool."""
+        picks, sizes = self.r.integers(1, len(tube.points) - 1, 12), self.r.uniform(1.5, 5.5, 12)
+        off = self.r.normal(0, 0.3, (12, 3))
+        if content != T.STOOL:
+            return
+        for i, size, way in zip(picks, sizes, off, strict=True):
+            spot = tube.points[i] + way * tube.radii[i]
+            self.canvas.paint(Ellipsoid(spot, (size * 1.3, size, size)), T.BOWEL_GAS, [T.STOOL])
+
+    def _colon_at_the_liver(self) -> None:
+        """The hepatic flexure and the transverse colon press into the liver's lower face as often as they yield to it."""
+        presses = self.r.random() < 0.6
+        for tube, (content, wall, height) in self.colon[:2]:
+            if not presses:
+                continue
+            low = Tube(tube.points, tube.radii * 0.92)
+            self.canvas.paint_layers(low, ((0.0, T.BOWEL_WALL), (wall, content)), ORGAN_TISSUES["liver"])
+            if height is not None:
+                self.canvas.level(low.grown(-wall), T.BOWEL_GAS, [content], height)
 
     # --- the labelled organs
 
     def _stomach(self) -> None:
         b, n, c = self.body, self._n, self.canvas
-        top = b.dome_left - n(36, 6)
+        top = b.dome_left - n(36, 7)
         behind = b.spine_front(-10) - 20  # the plane of the great vessels; the antrum passes in front of the pancreas
-        pylorus = (n(-26, 5) * self.ax, min(-0.42 * b.cavity_front, behind - 34) + n(0, 3), n(24, 6))
+        forms = (  # heights of body, sinus, antrum and pylorus: J, long J, steer's horn, cascade
+            (0.45 * top + 16, n(22, 9), n(12, 8), n(24, 6)),
+            (0.3 * top + 8, n(-28, 12), n(-14, 10), n(16, 7)),
+            (0.5 * top + 26, n(44, 7), n(36, 6), n(28, 5)),
+            (0.45 * top + 14, n(24, 8), n(16, 7), n(24, 6)),
+        )
+        form = int(self.r.choice(4, p=(0.4, 0.2, 0.22, 0.18)))
+        body_z, sinus_z, antrum_z, pylorus_z = forms[form]
+        pylorus = (n(-26, 7) * self.ax, min(-0.42 * b.cavity_front, behind - 34) + n(0, 4), pylorus_z)
+        front = n(0.5, 0.05) * b.cavity_front
+        back = 0.45 if form == 3 else 0.22
         course = [
-            (n(58, 6) * self.ax, 0.22 * b.cavity_back, top),
-            (n(66, 6) * self.ax, -0.16 * b.cavity_front, top - 32),
-            (n(56, 7) * self.ax, -0.46 * b.cavity_front, 0.45 * top + 16 + n(0, 6)),
-            (n(30, 7) * self.ax, min(-0.52 * b.cavity_front, behind - 42), n(26, 9)),
-            (n(2, 6) * self.ax, min(-0.52 * b.cavity_front, behind - 44), n(18, 8)),
+            (n(58, 7) * self.ax, back * b.cavity_back, top - (6 if form == 3 else 0)),
+            (n(66, 7) * self.ax, -0.3 * front, top - 32),
+            (n(56, 8) * self.ax, -0.9 * front, body_z + n(0, 6)),
+            (n(32, 8) * self.ax, min(-front, behind - 42), sinus_z),
+            (n(4, 7) * self.ax, min(-front, behind - 44), antrum_z),
             pylorus,
         ]
-        tube = Tube(through(course, 4), [29, 31, 28, 22, 17, 9]).of_volume(self.targets["stomach"] * 1.1)
-        tube = tube.bumpy(self.r, 0.05)
-        wall = self._u(3.2, 6.5)
+        widths = np.array([29, 31, 28, 22, 17, 9]) * np.exp(self.r.normal(0, (0.16, 0.12, 0.14, 0.18, 0.18, 0.1)))
+        tube = Tube(through(course, 4), widths, (n(1.0, 0.06), n(0.92, 0.08), 1))
+        tube = tube.of_volume(self._grown_target("stomach", tube.points) * 1.1)
+        tube = tube.bumpy(self.r, self._u(0.03, 0.12))
+        full = self.targets["stomach"] / 270
+        wall = self._u(2.8, 6.5) / max(full, 0.5) ** 0.35
         over = (T.FAT, *BOWEL)
-        c.paint_layers(tube.wide(1 + 3 / float(tube.radii.max())), ((0, T.FAT),), BOWEL)
-        empty = self.targets["stomach"] < 200 and self.r.random() < 0.5
-        inner = self._u(9, 14) if empty else wall
+        self._clear(tube, BOWEL)
+        empty = full < 0.7 and self.r.random() < 0.6
+        inner = self._u(0.35, 0.7) * float(tube.radii.max()) if empty else wall
         c.paint_layers(tube, ((0, T.STOMACH_WALL), (inner, T.STOMACH_CONTENT)), over)
-        gas, level = self.r.random() < 0.75, self._u(-22, 12)
+        gas, level = self.r.random() < 0.75, self._u(-24, 14)
         if gas:
             height = float(tube.points[:, 1].mean()) + level
             shrunk = Tube(tube.points, list(np.maximum(tube.radii - inner, 0.5)))
             c.level(shrunk, T.STOMACH_GAS, [T.STOMACH_CONTENT], height)
+        self._rugae(tube, inner, full)
         self.shapes["stomach"] = tube
         self.pylorus = pylorus
         i = max(2, len(tube.points) // 6)
         self.cardia = tube.points[i] + vector(-0.8 * tube.radii[i], -0.6 * tube.radii[i], 11.0)
+
+    def _rugae(self, tube: Tube, wall: float, full: float) -> None:
+        """Folds along fundus and body; a full stomach has smoothed them."""
+        count, size, turn = int(self.r.integers(4, 11)), self._u(1.8, 4.2), self._u(0, 6)
+        if self.r.random() < 0.25 + 0.4 * (full > 1.2):
+            return
+        stop = max(6, int(0.7 * len(tube.points)))
+        for k in range(count):
+            angles = turn + 2 * np.pi * k / count + np.cumsum(self.r.normal(0, 0.12, stop))
+            reach = np.maximum(tube.radii[:stop] - wall, 0)[:, None]
+            points = tube.points[:stop] + reach * np.stack([np.cos(angles), np.sin(angles), 0 * angles], 1)
+            self.canvas.paint(Tube(points[1:], size), T.STOMACH_WALL, (T.STOMACH_CONTENT, T.STOMACH_GAS))
 
     def _liver_at(self, scale: float, pose: dict[str, Doubles]) -> Composite:
         k = scale
@@ -423,28 +538,34 @@ class Builder:
         left = Ellipsoid(pose["left"], pose["left_axes"] * k, tuple(pose["left_angles"]))
         caudate = Ellipsoid(pose["caudate"], (17 * k, 15 * k, 24 * k))
         hollow = Ellipsoid(pose["hollow"], pose["hollow_axes"])
-        fossa = Ellipsoid(pose["fossa"], (36, 44, 66))
+        fossa = Ellipsoid(pose["fossa"], pose["fossa_axes"])
         return Composite((Composite((right, lower, left), (hollow, fossa)), caudate))
 
     def _liver(self) -> None:
         b, n, c = self.body, self._n, self.canvas
         zl = self.lift
+        # A tongue down the flank; a left lobe that reaches the spleen.
+        riedel = self._u(15, 45) if self.r.random() < 0.1 else 0.0
+        beaver = self._u(20, 45) if self.r.random() < 0.1 else 0.0
+        room = 1 + 0.3 * b.visceral
         pose = {
             "right": np.array([-0.56 * self.half + n(0, 3), 4 + n(0, 5), 62 + zl]),
             "right_axes": np.array([n(66, 4) * self.ax, n(84, 5) * self.ay, n(68, 6)]),
             "right_angles": np.array([n(0, 0.08), n(0.1, 0.08), n(0, 0.1)]),
-            "lower": np.array([-0.66 * self.half, n(6, 6), n(26, 8) + zl]),
-            "lower_axes": np.array([n(46, 4) * self.ax, n(62, 5) * self.ay, n(62, 8)]),
-            "left": np.array([n(-4, 8) * self.ax, -0.52 * b.cavity_front, n(88, 5) + zl]),
-            "left_axes": np.array([n(78, 9) * self.ax, n(36, 4) * self.ay, n(36, 4)]),
-            "left_angles": np.array([0, n(-0.22, 0.1), n(-0.1, 0.1)]),
+            "lower": np.array([-0.66 * self.half, n(6, 9), n(24, 13) + zl - riedel]),
+            "lower_axes": np.array([n(44, 6) * self.ax, n(60, 9) * self.ay, n(60, 11) + 0.8 * riedel]),
+            "left": np.array([n(-4, 9) * self.ax, n(-0.52, 0.05) * b.cavity_front, n(86, 8) + zl]),
+            "left_axes": np.array([n(76, 15) * self.ax + beaver, n(36, 6) * self.ay, n(35, 7)]),
+            "left_angles": np.array([0, n(-0.22, 0.13), n(-0.1, 0.13)]),
             "caudate": np.array([-13 * self.ax, b.spine_front(70) - 34, n(80, 5) + zl]),
             "hollow": np.array([n(10, 5) * self.ax, 14.0 * self.ay, n(18, 5) + zl * 0.6]),
             "fossa": np.array([-(b.spine_radius * 1.2 + 36), b.spine(0)[1] + 36, 4 + 0.35 * zl]),
+            "fossa_axes": np.array([29.0 * room, 33.0 * room, 56.0 * room]),
             "hollow_axes": np.array([n(62, 4) * self.ax, n(58, 4) * self.ay, n(50, 4)]),
         }
         scale = self._fit(lambda k: self._liver_at(k, pose), self.targets["liver"] * 1.06)
         liver = self._liver_at(scale, pose)
+        c.paint_layers(liver, ((-2.6, T.BOWEL_WALL),), LUMEN)
         c.paint(liver, T.LIVER, (T.FAT, *BOWEL))
         self.liver = liver
         self.shapes["liver"] = Ellipsoid(pose["right"], pose["right_axes"] * scale * 0.85)
@@ -474,17 +595,18 @@ class Builder:
                     )
 
     def _fit(self, at: Callable[[float], Shape], millilitres: float) -> float:
-        """Scale of a shape at which its part inside the abdominal cavity has the wanted volume (before deformation)."""
+        """Scale of a shape at which its part inside the abdominal cavity measures ``millilitres`` in the scan."""
         step = 7.0
         low, high = at(1.6).bounds()
         axes = [np.arange(lo, hi, step) for lo, hi in zip(low, high, strict=True)]
         x, y, z = (a.ravel() for a in np.meshgrid(*axes, indexing="ij"))
         keep = (_layers(self.body, x, y, z)[2] > 0) & (z < self.body.dome(x, y) - 3)
+        growth = self.field.growth_at(x[keep], y[keep], z[keep])
         points = (x[keep].astype(np.float32), y[keep].astype(np.float32), z[keep].astype(np.float32))
         lowest, highest = 0.5, 1.6
         for _ in range(8):
             middle = (lowest + highest) / 2
-            volume = float((at(middle).distance(points) < 0).sum()) * step**3 / 1000
+            volume = float((1 / growth[at(middle).distance(points) < 0]).sum()) * step**3 / 1000
             lowest, highest = (middle, highest) if volume < millilitres else (lowest, middle)
         return (lowest + highest) / 2
 
@@ -495,12 +617,13 @@ class Builder:
         centre = np.array(
             [self.half - n(17, 3) * size, 0.42 * b.cavity_back + n(0, 5), b.dome_left - 42 - 34 * size + n(0, 6)]
         )
-        axes = np.array([n(26, 2), n(44, 4), n(48, 4)])
-        angles = (n(0.35, 0.15), n(-0.2, 0.1), n(-0.35, 0.15))
+        axes = np.array([n(26, 4), n(44, 6), n(48, 7)])
+        angles = (n(0.35, 0.2), n(-0.2, 0.13), n(-0.35, 0.2))
+        dent = (n(-0.15, 0.15), n(-0.1, 0.2))
 
         def at(scale: float) -> Composite:
             body = Ellipsoid(centre, axes * size * scale, angles)
-            hollow = Ellipsoid(body.at(-1.25, -0.15, -0.1), axes * size * (0.85, 0.7, 0.75), angles)
+            hollow = Ellipsoid(body.at(-1.25, *dent), axes * size * (0.85, 0.7, 0.75), angles)
             return Composite((body,), (hollow,))
 
         scale = self._fit(at, target * 1.03)
@@ -508,6 +631,7 @@ class Builder:
         if not missing:
             spleen = at(scale)
             over = (T.FAT, *BOWEL, *ORGAN_TISSUES["stomach"], *ORGAN_TISSUES["liver"])
+            c.paint_layers(spleen, ((-2.6, T.BOWEL_WALL),), LUMEN)
             c.paint(spleen, T.SPLEEN, over)
         self.shapes["spleen"] = Ellipsoid(centre, axes * size * scale * 0.8, angles)
         self.hilum = centre + np.array([-22 * size, -8.0, -4.0])
@@ -521,16 +645,17 @@ class Builder:
 
     def _kidney(self, name: str, side: int, cortex: int, medulla: int, height: float) -> None:
         b, n, c = self.body, self._n, self.canvas
-        target = self.targets[name] * 1.16  # the sinus goes
-        shape = np.array([n(27, 1.5), n(27, 1.5), n(53, 3)])
-        axes = shape * (target * 1000 / (4 / 3 * np.pi * float(np.prod(shape)))) ** (1 / 3)
-        z = height + n(0, 9) + 0.35 * self.lift
+        shape = np.array([n(27, 2), n(27, 2), n(53, 4)])
+        z = height + n(0, 11) + 0.35 * self.lift
         centre = (side * (b.spine_radius * 1.2 + 34 + n(2, 4)), b.spine(z)[1] + n(6, 5), z)
         # upper pole medial and posterior, hilum towards the front and the middle
-        angles = (n(0.16, 0.07), -side * n(0.2, 0.07), side * n(0.5, 0.15))
+        angles = (n(0.16, 0.08), -side * n(0.2, 0.09), side * n(0.5, 0.22))
+        poles = np.array(centre) + np.array([(0, 0, -0.6), (0, 0, 0), (0, 0, 0.6)]) * shape
+        target = self._grown_target(name, poles) * 1.16  # the sinus goes
+        axes = shape * (target * 1000 / (4 / 3 * np.pi * float(np.prod(shape)))) ** (1 / 3)
         kidney = Ellipsoid(centre, axes, angles, 0.15)
         self.shapes[name] = kidney
-        margin, fat_above = n(5, 2.2), self._u(0, 5)
+        margin, fat_above = self.gap + self._u(0, 5) * (0.2 + b.visceral), self._u(-4, 4) + 5 * b.visceral
         sinus = Ellipsoid(
             kidney.at(-side * 0.72, -0.1, 0), axes * (self._u(0.42, 0.6), self._u(0.26, 0.38), self._u(0.4, 0.55))
         )
@@ -539,7 +664,7 @@ class Builder:
         thickness = self._u(0.2, 0.28)
         pelvis = self._u(3, 7)
         shell = Composite(
-            (kidney.grown(max(margin, 2.5)), Ellipsoid(kidney.at(0, 0, 0.95), axes * (0.65, 0.65, 0.4) + fat_above))
+            (kidney.grown(margin), Ellipsoid(kidney.at(0, 0.2, 0.9), axes * (0.6, 0.75, 0.35) + fat_above))
         )
         everything = (*BOWEL, *ORGAN_TISSUES["liver"], T.SPLEEN, *ORGAN_TISSUES["stomach"])
         c.paint(shell, T.FAT, everything)
@@ -561,20 +686,21 @@ class Builder:
 
     def _great_vessels(self) -> None:
         b, n, c = self.body, self._n, self.canvas
-        ra = self._u(8, 12)
+        ra = self._u(7.5, 12) * (1.06 if not b.female else 0.95)
+        bow = n(0, 3.5)  # an old aorta winds
         front = b.spine_front
-        bifurcation = n(-88, 8)
+        bifurcation = n(-90, 11)
         aorta = [
             (n(22, 3), front(330) + 6, 330),
             (n(22, 3), front(200) + 2, 200),
-            (n(14, 3), front(120) - ra * 0.5, 120),
-            (n(8, 2.5), front(50) - ra, 50),
-            (n(6, 3), front(-20) - ra, -20),
+            (n(14, 3) - bow, front(120) - ra * 0.5, 120),
+            (n(8, 2.5) + 0.4 * bow, front(50) - ra, 50),
+            (max(n(6, 3) + bow, 1.0), front(-20) - ra, -20),
             (n(3, 2), front(bifurcation) - ra * 0.9, bifurcation),
         ]
         self.aorta = Tube(self._course(aorta, 0.8), [ra * 1.18, ra * 1.12, ra * 1.05, ra, ra * 0.85, ra * 0.8])
         around = (T.FAT, *BOWEL, T.MUSCLE, T.LUNG, *ORGAN_TISSUES["liver"], *ORGAN_TISSUES["stomach"])
-        rv = self._u(8.5, 12.5)
+        rv = self._u(8.0, 13)
         cava = [
             (n(-20, 2), front(bifurcation) - rv * 0.6, bifurcation - 10),
             (n(-22, 2), front(-20) - rv * 0.7, -20),
@@ -586,7 +712,7 @@ class Builder:
         self.cava = Tube(
             self._course(cava, 0.8),
             [rv * 0.92, rv * 0.95, rv, rv * 1.05, rv * 1.15, rv * 1.2],
-            (1.15, self._u(0.65, 0.95), 1),
+            (1.15, self._u(0.5, 1.0), 1),
         )
         for side in (-1, 1):  # iliac vessels, below both bifurcations
             for start, tissue, radius, off in ((aorta[-1], T.ARTERY, ra * 0.6, 0), (cava[0], T.VEIN, rv * 0.8, 8)):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from train.phantom.canvas import Floats, Lattice, rotation
+from train.phantom.canvas import LOW, Floats, Lattice, rotation
 
 Doubles = NDArray[np.float64]
 
@@ -36,6 +36,9 @@ class Body:
     spine_radius: float
     spine_shift: float
     tilt: tuple[float, float, float]  # radians about x, y, z
+    female: bool
+    visceral: float  # fat between the organs: 0 hardly any, 1 as much as there is room for
+    bend: tuple[float, float, float, float]  # curves of the trunk: mm to the side, mm to the back, mm per turn, phase
 
     LEVELS = (-330.0, -170.0, -60.0, 40.0, 150.0, 300.0)
 
@@ -44,32 +47,45 @@ class Body:
         """The build that belongs to ``seed``."""
         r = stream(seed, "body")
         u = r.uniform
-        girth = float(np.clip(r.normal(0, 1), -1.8, 2.2))
-        fat = float(np.clip(17 + 9 * girth + r.normal(0, 4), 4, 42))
-        right = float(np.clip(r.normal(132, 10), 108, 155))
+        female = bool(r.random() < 0.5)
+        frame = float(np.clip(r.normal(0.98 if female else 1.02, 0.055), 0.84, 1.16))
+        girth = float(np.clip(r.normal(0, 1), -2, 2.2))
+        # Women carry more of their fat under the skin, men between the organs.
+        visceral = float(np.clip(0.4 + 0.2 * girth + (-0.07 if female else 0.07) + r.normal(0, 0.13), 0, 1))
+        fat = float(np.clip(np.exp(np.log(19 if female else 15) + 0.42 * girth + r.normal(0, 0.3)), 2.5, 58))
+        right = float(np.clip(r.normal(132, 11), 105, 158))
+        fats = (fat * u(0.75, 1.3), fat * u(0.45, 0.95), fat * u(0.6, 1.15) + u(0, 4))
+        walls = (u(6, 13), u(10, 19), u(9, 16))
+        front = 86 * frame * (0.8 + 0.55 * visceral) * u(0.95, 1.05)
+        back = 76 * frame * (0.93 + 0.15 * visceral) * u(0.96, 1.04)
+        side = 130 * frame * (0.94 + 0.16 * visceral) * u(0.96, 1.05)
+        turned = r.random() < 0.12  # lying askew
         return cls(
-            half_width=162 * (1 + 0.075 * girth) * u(0.95, 1.06),
-            half_depth=112 * (1 + 0.11 * girth) * u(0.93, 1.07),
+            half_width=side + fats[1] + walls[1],
+            half_depth=(front + back + fats[0] + fats[2] + walls[0] + walls[2]) / 2,
             squareness=u(2.05, 2.6),
-            fat_front=fat * u(0.8, 1.3),
-            fat_side=fat * u(0.5, 0.9),
-            fat_back=fat * u(0.6, 1.1) + 3,
-            wall_front=u(7, 13),
-            wall_side=u(11, 19),
-            wall_back=u(9, 16),
+            fat_front=fats[0],
+            fat_side=fats[1],
+            fat_back=fats[2],
+            wall_front=walls[0],
+            wall_side=walls[1],
+            wall_back=walls[2],
             widths=(
-                1.04 * u(0.95, 1.05),
-                1.05 * u(0.96, 1.05),
-                0.97 * u(0.95, 1.05),
+                (1.06 if female else 1.0) * u(0.95, 1.06),
+                (1.07 if female else 1.0) * u(0.96, 1.06),
+                (0.95 if female else 0.99) * u(0.95, 1.05),
                 0.99,
                 0.99 * u(0.97, 1.03),
                 0.95 * u(0.95, 1.03),
             ),
             dome_right=right,
-            dome_left=right - u(4, 22),
-            spine_radius=u(19, 24),
+            dome_left=right - u(2, 26),
+            spine_radius=float(np.clip((20.5 if female else 22.5) * frame + r.normal(0, 0.8), 18, 26)),
             spine_shift=u(-5, 5),
-            tilt=(float(r.normal(0, 0.03)), float(r.normal(0, 0.025)), float(r.normal(0, 0.04))),
+            tilt=(float(r.normal(0, 0.035)), float(r.normal(0, 0.03)), float(r.normal(0, 0.11 if turned else 0.04))),
+            female=female,
+            visceral=visceral,
+            bend=(float(r.normal(0, 4.5)), float(r.normal(0, 4)), u(330, 600), u(0, 2 * np.pi)),
         )
 
     # --- the wall, layer by layer, along rays from the body's axis; c, s: cosine and sine of the ray (x, y)
@@ -150,6 +166,15 @@ class Field:
     muscle: Floats
     cavity: Floats
     lung: Floats  # height above the diaphragm
+    growth: Floats  # how many times its volume in the scan a piece of tissue takes up in body coordinates
+
+    def growth_at(self, x: Doubles, y: Doubles, z: Doubles) -> Doubles:
+        """``growth`` around points in body mm: a shape of volume V there measures about V / growth in the scan."""
+        turned = np.stack([self.turn[0, k] * x + self.turn[1, k] * y + self.turn[2, k] * z for k in range(3)])
+        index = np.rint((turned - LOW[:, None]) / self.lattice.step).astype(int)
+        for k in range(3):
+            np.clip(index[k], 0, self.growth.shape[2 - k] - 1, out=index[k])
+        return np.asarray(self.growth[index[2], index[1], index[0]], np.float64)
 
 
 def _layers(body: Body, x: Doubles, y: Doubles, z: Doubles) -> tuple[Doubles, Doubles, Doubles]:
@@ -161,7 +186,8 @@ def _layers(body: Body, x: Doubles, y: Doubles, z: Doubles) -> tuple[Doubles, Do
 
 
 def field(body: Body, seed: int) -> Field:
-    """Smooth random deformation (SD 3-7 mm at 70 mm, 1-2.5 mm at 26 mm; little of it at the skin) and the layers."""
+    """Smooth random deformation (SD 3-7 mm at 70 mm, 1-2.5 mm at 26 mm; little of it at the skin), bends of the
+    trunk, and the layers."""
     r = stream(seed, "deformation")
     lattice = Lattice(8.0)
     nodes = [lattice.nodes(k) for k in range(3)]
@@ -171,15 +197,29 @@ def field(body: Body, seed: int) -> Field:
     inside = np.clip((_layers(body, x, y, z)[0] - 5) / 40, 0, 1)
     coarse_amplitude, fine_amplitude = r.uniform(3, 6.5), r.uniform(0.8, 2.2)
     moved = []
-    for p in (x, y, z):
+    for p, bend in zip((x, y, z), _bends(body, z), strict=True):
         coarse = _smooth_noise(r, 70.0, lattice) * coarse_amplitude
         fine = _smooth_noise(r, 26.0, lattice) * fine_amplitude
-        moved.append((coarse * (0.4 + 0.6 * inside) + fine * inside, p))
+        moved.append(((coarse + bend) * (0.4 + 0.6 * inside) + fine * inside, p))
     bx, by, bz = (p + d for d, p in moved)
     skin, muscle, cavity = (layer.astype(np.float32) for layer in _layers(body, bx, by, bz))
     lung = (bz - body.dome(bx, by)).astype(np.float32)
     d = [m[0].astype(np.float32) for m in moved]
-    return Field(lattice, turn, (d[0], d[1], d[2]), skin, muscle, cavity, lung)
+    return Field(lattice, turn, (d[0], d[1], d[2]), skin, muscle, cavity, lung, _growth(turn, d, lattice.step))
+
+
+def _growth(turn: NDArray[np.float64], displacement: list[Floats], step: float) -> Floats:
+    """Determinant of the map from scan to body at the nodes of the lattice."""
+    slopes = [np.gradient(d, step) for d in displacement]  # along z, y, x
+    (a, b, c), (d, e, f), (g, h, i) = ([slopes[r][2 - k] + turn[r, k] for k in range(3)] for r in range(3))
+    return np.asarray(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g), np.float32)
+
+
+def _bends(body: Body, z: Doubles) -> tuple[Doubles, Doubles, Doubles]:
+    """Curves of the spine and all that hangs on it: scoliosis, more or less lordosis."""
+    side, back, turn, phase = body.bend
+    angle = 2 * np.pi * z / turn + phase
+    return side * np.sin(angle), back * np.cos(angle), np.zeros_like(z)
 
 
 def _smooth_noise(r: np.random.Generator, step: float, onto: Lattice) -> Floats:

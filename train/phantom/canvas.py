@@ -199,10 +199,19 @@ class Tube:
         """The same course, radii times ``factor``."""
         return Tube(self.points, self.radii * factor, (self.stretch[0], self.stretch[1], self.stretch[2]))
 
+    def grown(self, margin: float) -> "Tube":
+        """The same course, radii plus ``margin`` mm."""
+        return Tube(self.points, self.radii + margin, (self.stretch[0], self.stretch[1], self.stretch[2]))
+
     def bumpy(self, rng: np.random.Generator, amplitude: float) -> "Tube":
         """Radii times smooth noise: lobules, haustra, folds."""
         factors = np.exp(amplitude * rng.normal(size=len(self.radii)))
         return Tube(self.points, self.radii * factors, (self.stretch[0], self.stretch[1], self.stretch[2]))
+
+    def moved(self, about: NDArray[np.float64], factor: float) -> "Tube":
+        """The same tube, ``factor`` times as large seen from the point ``about``."""
+        points = about + (self.points - about) * factor
+        return Tube(points, self.radii * factor, (self.stretch[0], self.stretch[1], self.stretch[2]))
 
     def cone_bounds(self, i: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Corners of the ``i``-th cone alone."""
@@ -404,12 +413,13 @@ class Canvas:
 
     def level(self, shape: Shape, tissue: int, over: Sequence[int], height: float) -> None:
         """Gas rises: in ``shape``, what lies in front of the plane y = ``height`` mm (scanner's) becomes ``tissue``."""
-        box = self.box(shape)
-        if box is None:
+        found = self.distance(shape)
+        if found is None:
             return
+        box, e = found
         view = self.tissue[box]
         front = (self.grid.coordinates(1)[box[1]] < height)[None, :, None]
-        view[lookup(over)[view] & front & (shape.distance(self._at(box)) < 0)] = tissue
+        view[lookup(over)[view] & front & (e < 0)] = tissue
 
 
 def vector(x: float, y: float, z: float) -> NDArray[np.float64]:
