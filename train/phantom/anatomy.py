@@ -751,23 +751,25 @@ class Builder:
     def _duodenum_and_pancreas(self) -> None:
         b, n, c = self.body, self._n, self.canvas
         aorta_y = b.spine_front(-10) - 20
-        low = n(-44, 7)
+        low = n(-44, 11)
         px, py, pz = self.pylorus
+        wide, bulb = n(-50, 6) * self.ax, self._u(0.85, 1.4)
+        climbs = self._u(0, 1) < 0.25  # no level third part: a V
         duodenum = [
             (px, py, pz),
-            (px - 16, py + 14, pz + 8),
-            (-46 * self.ax, aorta_y - 14, 14 + n(0, 3)),
-            (-50 * self.ax, aorta_y - 2, n(-10, 4)),
-            (-44 * self.ax, aorta_y - 4, low + 8),
-            (-24 * self.ax, aorta_y - 14, low),
-            (4, aorta_y - 15, low + 3),
-            (26 * self.ax, aorta_y - 10, low + 14),
-            (30 * self.ax, aorta_y - 16, low + 30),
+            (px - 16, py + 14, pz + n(8, 5)),
+            (0.5 * (px - 16 + wide), aorta_y - 14, 0.5 * (pz + n(8, 5))),
+            (wide, aorta_y - n(2, 4), 0.5 * low + 12),
+            (0.9 * wide, aorta_y - n(4, 3), low + 8),
+            (n(-24, 4) * self.ax, aorta_y - 14, low + (4 if climbs else 0)),
+            (4, aorta_y - 15, low + (16 if climbs else n(3, 3))),
+            (26 * self.ax, aorta_y - 10, low + (28 if climbs else 14)),
+            (n(30, 5) * self.ax, aorta_y - 16, low + n(36 if climbs else 30, 6)),
         ]
-        tube = Tube(self._course(duodenum, 2.5), [9, 13, 12, 12, 12, 11, 9.5, 10.5, 10.5], (1, 1, 1)).of_volume(
-            self.targets["duodenum"]
-        )
-        tube = tube.bumpy(self.r, 0.07)
+        widths = np.array([9, 13 * bulb, 12, 12, 12, 11, 9.5, 10.5, 10.5]) * np.exp(self.r.normal(0, 0.13, 9))
+        tube = Tube(self._course(duodenum, 2.5), widths, (1, self._u(0.8, 1.0), 1))
+        tube = tube.of_volume(self._grown_target("duodenum", tube.points) * 1.08)
+        tube = tube.bumpy(self.r, self._u(0.05, 0.16))
         ends = tube.points[-1]
         jejunum = Tube(
             self._course(
@@ -778,8 +780,8 @@ class Builder:
         self._gut(jejunum.bumpy(self.r, 0.05), (T.BOWEL_FLUID, T.BOWEL_WALL), [T.FAT])
         over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], T.VEIN, T.ARTERY, T.RIGHT_CORTEX)
         self._mesenteric_vessels(aorta_y, low)
-        c.paint(tube.wide(1.22), T.FAT, BOWEL)
-        wall = self._u(2.2, 3.6)
+        self._clear(tube, BOWEL)
+        wall = self._u(2.0, 3.6) if self.r.random() < 0.75 else self._u(4.5, 8.0)
         c.paint_layers(tube, ((0, T.DUODENUM_WALL), (wall, T.DUODENUM_CONTENT)), over)
         if self.r.random() < 0.35:
             at = int(self.r.integers(2, 12))
@@ -833,36 +835,60 @@ class Builder:
         c.paint(Tube(through(self.splenic), [thick * 0.75, thick * 0.55]), T.PORTAL, over)
 
     def _pancreas(self, aorta_y: float, low: float, duodenum: Tube) -> None:
-        n, c = self._n, self.canvas
-        head = np.array([-31 * self.ax, aorta_y - 12, -12.0 + n(0, 3)])
-        tail = self.hilum + np.array([-6.0, -4, -4])
+        n, c, u = self._n, self.canvas, self._u
+        head = np.array([n(-31, 3) * self.ax, aorta_y - n(12, 2), -12.0 + n(0, 6)])
+        tail = self.hilum + np.array([n(-8, 6), n(-5, 5), n(-4, 7)])
         s = self.splenic
+        reach, arch = u(0.45, 1.0), n(0, 6)  # short of the splenic hilum or up to it; rising, level or bent over the spine
+        turn = (0.4 * s[2] + 0.6 * tail) * reach + s[2] * (1 - reach)
+        end = tail * reach + (0.65 * s[2] + 0.35 * tail) * (1 - reach)
         course = [
             head + vector(2, 0, -16),
             head,
             head + vector(5, -7, 16),
             self.confluence + vector(2, -11, 4),
-            s[1] + vector(4, -9, n(-2, 3)),
-            s[2] + vector(0, -8, n(-3, 3)),
-            0.35 * s[2] + 0.65 * tail + vector(0, -6, 0),
-            tail,
+            s[1] + vector(4, -9, n(-2, 3) + 0.6 * arch),
+            s[2] + vector(0, -8, n(-3, 3) + arch),
+            turn + vector(0, -6, n(0, 3)),
+            end,
         ]
-        body = Tube(self._course(course, 1.8), [10, 14, 12.5, 8, 8.5, 9, 9.5, 7], (1, 0.95, 1.1)).of_volume(
-            self.targets["pancreas"] * 1.42
-        )
-        body = body.bumpy(self.r, 0.13)
+        widths = np.array([10, 14, 12.5, 8, 8.5, 9, 9.5, 7]) * np.exp(self.r.normal(0, 0.12, 8))
+        widths[:3] *= u(0.8, 1.2)
+        widths[5:] *= u(0.75, 1.3)
+        body = Tube(self._course(course, 2.0), widths, (1, u(0.75, 1.05), u(0.95, 1.35)))
+        body = body.of_volume(self._grown_target("pancreas", body.points) * 1.55)
+        body = body.bumpy(self.r, u(0.05, 0.2))
         uncinate = Tube(
-            through([head + vector(4, 4, -14), head + vector(16, 2, -16), (-6, aorta_y - 15, -16)], 3), [8, 6.5, 4.5]
+            through(
+                [head + vector(4, 4, -14), head + vector(16, 2, -16), (n(-6, 4), aorta_y - 15, head[2] - n(4, 3))], 3
+            ),
+            np.array([8, 6.5, 4.5]) * u(0.7, 1.2),
         )
         over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], T.ARTERY)
-        c.paint(body.wide(1.2), T.FAT, (*BOWEL, T.LIVER))
+        self._clear(body, (*BOWEL, T.LIVER))
         duct = self._u(1.4, 3.5) if ("pancreas" in self.disease.lesions and self.r.random() < 0.6) else 0.9
         c.paint(uncinate, T.PANCREAS, (T.FAT, *BOWEL))
         c.paint(body, T.PANCREAS, over)
+        self._lobules(body)
         c.paint(Tube(body.points[3:-2], duct), T.DUCT, [T.PANCREAS])
         bile = [self.porta + vector(-4, -6, -2), head + vector(-2, 6, 12), head + vector(-6, 6, -8)]
         c.paint(Tube(through(bile, 4), self._u(2.0, 3.8)), T.URINE, (T.FAT, T.PANCREAS))
         self.shapes["pancreas"] = body
+
+    def _lobules(self, body: Tube) -> None:
+        """Lobules on the surface; the fat between them, hardly any in the young, much in the old and the obese."""
+        u = self._u
+        outward, clefts = int(self.r.integers(0, 26)), int(34 * u(0, 1) ** 2 * (0.4 + self.body.visceral))
+        for k in range(outward + clefts):
+            i = int(self.r.integers(0, len(body.points)))
+            way = self.r.normal(size=3)
+            way /= np.linalg.norm(way)
+            if k < outward:
+                spot, size = body.points[i] + 0.85 * body.radii[i] * way, u(0.3, 0.6) * body.radii[i]
+                self.canvas.paint(Ellipsoid(spot, size * self.r.uniform(0.8, 1.3, 3)), T.PANCREAS, FREE)
+            else:
+                spot, size = body.points[i] + u(0.4, 1.0) * body.radii[i] * way, u(1.2, 2.6)
+                self.canvas.paint(Ellipsoid(spot, size * self.r.uniform(0.6, 1.8, 3)), T.FAT, [T.PANCREAS])
 
     def _esophagus(self) -> None:
         b, n, c = self.body, self._n, self.canvas
@@ -931,33 +957,14 @@ class Builder:
             assert isinstance(kidney, Ellipsoid)
             pole = kidney.at(0, 0, 1.0)
             if side < 0:  # behind the vena cava, above the kidney, beside the crus
-                apex = np.array([n(-31, 2), b.spine_front(55) - n(2, 2), max(float(pole[2]) + n(4, 3), 40.0)])
-                limbs = ((0.35, 19.0), (1.25, 15.0))
-                height = n(15, 2)
+                high = np.clip(float(pole[2]) + n(3, 5), 36.0, b.dome_right - 58)
+                middle = np.array([n(-31, 2.5), b.spine_front(55) - n(2, 3), high])
             else:  # in front of the upper pole, beside the aorta
-                apex = np.array(
-                    [
-                        n(33, 3),
-                        min(float(pole[1]) - n(27, 3), b.spine_front(50) - 2),
-                        min(float(pole[2]) - n(6, 4), b.dome_right - 70),
-                    ]
-                )
-                limbs = ((0.2, 17.0), (1.15, 18.0))
-                height = n(14, 2)
-            parts: list[Ellipsoid] = []
-            thick = self._u(2.1, 2.9)
-            for turn, length in limbs:
-                # turn: 0 straight back, towards pi/2 away from the midline
-                way = np.array([side * np.sin(turn), np.cos(turn), 0.0])
-                angle = float(np.arctan2(way[1], way[0]))
-                parts.append(Ellipsoid(apex + way * length * 0.5, (length * 0.55, thick, height), (0, 0, angle), 0.6))
-            parts.append(Ellipsoid(apex - vector(0, 3, 2), (thick * 1.2, 6, height * 0.8), (0, 0, 0)))
-            raw = sum(p.volume for p in parts) * 1.12
-            k = (self.targets[name] * 1000 / raw) ** (1 / 3)
-            gland = Composite(
-                [self._moved(p, apex, k) for p in parts],
-            )
-            halo = Composite([self._moved(p, apex, k).grown(2.2) for p in parts])
+                forward = min(float(pole[1]) - n(25, 4), b.spine_front(50) - n(1, 2))
+                middle = np.array([n(33, 4), forward, min(float(pole[2]) - n(6, 6), b.dome_right - 66)])
+            parts = self._adrenal_limbs(middle, side)
+            gland = self._of_volume(parts, middle, self._grown_target(name, middle))
+            margin = 0.3 + min(self.gap, 3.5) * self._u(0.2, 1.0)
             around = (
                 *ORGAN_TISSUES["liver"],
                 *ORGAN_TISSUES["stomach"],
@@ -968,14 +975,55 @@ class Builder:
                 T.PORTAL,
             )
             kidneys = (T.RIGHT_CORTEX, T.LEFT_CORTEX, T.RIGHT_MEDULLA, T.LEFT_MEDULLA)
-            self.canvas.paint(halo, T.FAT, (*around, *kidneys))
-            self.canvas.paint(gland, tissue, (T.FAT, T.MUSCLE, T.ARTERY, T.VEIN))
+            for part in gland:
+                self.canvas.paint(part.grown(margin), T.FAT, (*around, *kidneys))
+            for part in gland:
+                self.canvas.paint(part, tissue, (T.FAT, T.MUSCLE, T.ARTERY, T.VEIN))
+
+    def _adrenal_limbs(self, middle: Doubles, side: int) -> list[Tube]:
+        """A crest in front and two thin leaves behind it, slice by slice: Y, V, lambda or a single line."""
+        u, n = self._u, self._n
+        form = self.r.choice(("Y", "V", "lambda", "line"), p=(0.34, 0.3, 0.22, 0.14))
+        height, levels = u(22, 40), 5
+        crest = {"Y": u(6, 13), "V": u(0, 3), "lambda": u(8, 16), "line": u(5, 10)}[form]
+        lengths = np.array((u(13, 26), u(11, 24)))
+        if form == "lambda":
+            lengths[int(self.r.integers(2))] *= 0.55
+        if form == "line":
+            lengths[1] = 0.0
+        medial = u(-0.1, 0.35) if side < 0 else u(-0.25, 0.3)  # 0 is straight back, pi/2 away from the midline
+        directions = (medial, medial + u(0.35, 1.2))
+        curve, thick = self.r.normal(0, 0.25, 2), (u(1.5, 2.7), u(1.4, 2.6), u(1.5, 2.7))
+        lean = np.array((side * u(-2, 6), u(-7, 2), 0.0))  # from the top down: along the kidney's slope
+        stretch = 0.75 * height / (levels - 1) / min(thick)
+        parts = []
+        for t in np.linspace(0, 1, levels):
+            fork = middle + lean * (t - 0.5) + vector(0, 0, height * (0.5 - t)) + self.r.normal(0, 0.6, 3)
+            share = np.sin(np.pi * np.clip((0.22 + 0.62 * t, 0.12 + 0.68 * t), 0, 1))  # the medial leaf sits higher
+            if crest > 1:
+                tip = fork + vector(-side * crest * 0.3, -crest, 0) * (0.6 + 0.4 * share[0])
+                parts.append(Tube(np.array([tip, fork]), [0.8 * thick[0], thick[0]], (1, 1, stretch)))
+            for k in (0, 1):
+                length = float(lengths[k] * share[k])
+                if length < 3:
+                    continue
+                way = directions[k] + np.array((-0.5, 0.5)) * curve[k]
+                steps = np.stack([side * np.sin(way), np.cos(way), 0 * way], 1) * length / 2
+                leaf = fork + np.vstack([np.zeros(3), np.cumsum(steps, axis=0)])
+                parts.append(Tube(leaf, [thick[k + 1], thick[k + 1], 0.75 * thick[k + 1]], (1, 1, stretch)))
+        if form == "V" or n(0, 1) > 0.8:  # a body where the leaves meet
+            parts.append(Tube(middle + np.array([(0, 0, 6.0), (0, 0, -6.0)]), u(2.6, 4.2)))
+        return parts
 
     @staticmethod
-    def _moved(part: Ellipsoid, apex: Doubles, k: float) -> Ellipsoid:
-        out = part.scaled(k)
-        out.centre = apex + (part.centre - apex) * k
-        return out
+    def _of_volume(parts: list[Tube], about: Doubles, millilitres: float) -> list[Tube]:
+        """Tubes enlarged or shrunk from ``about`` until their union has the volume."""
+        whole, step = Composite(parts), 1.25
+        axes = [np.arange(lo, hi, step, dtype=np.float32) for lo, hi in zip(*whole.bounds(), strict=True)]
+        x, y, z = np.meshgrid(*axes, indexing="ij")
+        volume = float((whole.distance((x, y, z)) < 0).sum()) * step**3 / 1000
+        factor = float(np.clip((millilitres / max(volume, 0.1)) ** (1 / 3), 0.6, 1.6))
+        return [part.moved(about, factor) for part in parts]
 
     # --- disease
 
