@@ -381,7 +381,7 @@ class Builder:
 
     def _small_bowel(self) -> None:
         b = self.body
-        loops = int(self._u(42, 72) * (1.45 - 0.9 * b.visceral))
+        loops = int(self._u(48, 78) * (1.5 - 0.9 * b.visceral))
         calibre = self._u(0.8, 1.15)
         for _ in range(loops):
             jejunum = self.r.random() < 0.2  # under the stomach, on the left
@@ -409,7 +409,7 @@ class Builder:
         h, front, back = self.half, b.cavity_front, b.cavity_back
         right = n(0.76, 0.04) * h
         left = n(0.77, 0.04) * h
-        hepatic, splenic = n(10, 18), n(58, 16) + self.lift * 0.5
+        hepatic, splenic = n(-4, 17), n(58, 16) + self.lift * 0.5
         sag = float(np.clip(n(-40, 40), -130, 40))
         ascending = [
             (-right * 0.85, 0.0, -165),
@@ -467,7 +467,7 @@ class Builder:
         for tube, (content, wall, height) in self.colon[:2]:
             if not presses:
                 continue
-            low = Tube(tube.points, tube.radii * 0.92)
+            low = tube.wide(0.85)
             self.canvas.paint_layers(low, ((0.0, T.BOWEL_WALL), (wall, content)), ORGAN_TISSUES["liver"])
             if height is not None:
                 self.canvas.level(low.grown(-wall), T.BOWEL_GAS, [content], height)
@@ -563,7 +563,7 @@ class Builder:
             "fossa_axes": np.array([29.0 * room, 33.0 * room, 56.0 * room]),
             "hollow_axes": np.array([n(62, 4) * self.ax, n(58, 4) * self.ay, n(50, 4)]),
         }
-        scale = self._fit(lambda k: self._liver_at(k, pose), self.targets["liver"] * 1.06)
+        scale = self._fit(lambda k: self._liver_at(k, pose), self.targets["liver"] * 1.15)
         liver = self._liver_at(scale, pose)
         c.paint_layers(liver, ((-2.6, T.BOWEL_WALL),), LUMEN)
         c.paint(liver, T.LIVER, (T.FAT, *BOWEL))
@@ -626,7 +626,7 @@ class Builder:
             hollow = Ellipsoid(body.at(-1.25, *dent), axes * size * (0.85, 0.7, 0.75), angles)
             return Composite((body,), (hollow,))
 
-        scale = self._fit(at, target * 1.03)
+        scale = self._fit(at, target * 1.08)
         missing = "spleen" in self.disease.missing
         if not missing:
             spleen = at(scale)
@@ -856,7 +856,7 @@ class Builder:
         widths[:3] *= u(0.8, 1.2)
         widths[5:] *= u(0.75, 1.3)
         body = Tube(self._course(course, 2.0), widths, (1, u(0.75, 1.05), u(0.95, 1.35)))
-        body = body.of_volume(self._grown_target("pancreas", body.points) * 1.55)
+        body = body.of_volume(self._grown_target("pancreas", body.points) * 1.4)
         body = body.bumpy(self.r, u(0.05, 0.2))
         uncinate = Tube(
             through(
@@ -928,14 +928,15 @@ class Builder:
 
     def _gallbladder(self) -> None:
         b, n, c = self.body, self._n, self.canvas
-        shape = np.array([n(12, 1), n(13, 1), n(27, 3)])
-        axes = shape * (self.targets["gallbladder"] * 1000 / (4 / 3 * np.pi * float(np.prod(shape)))) ** (1 / 3)
-        x, y = n(-55, 5) * self.ax, -0.4 * b.cavity_front + n(0, 5)
-        angles = (n(0.75, 0.15), n(0.15, 0.15), n(0.0, 0.2))
+        shape = np.array([n(12, 1.5), n(13, 1.5), n(27, 4)])
+        x, y = n(-53, 9) * self.ax, -0.4 * b.cavity_front + n(0, 8)
+        angles = (n(0.72, 0.25), n(0.15, 0.2), n(0.0, 0.25))
         # The fossa: where a line upwards at (x, y) first meets the liver's undersurface.
         z = np.arange(-60.0, 110.0, 2.0).astype(np.float32)
         inside = self.liver.distance((np.full_like(z, x), np.full_like(z, y), z)) < 0
         under = float(z[np.argmax(inside)]) if inside.any() else 20.0
+        target = self._grown_target("gallbladder", np.array((x, y, under)))
+        axes = shape * (target * 1000 / (4 / 3 * np.pi * float(np.prod(shape)))) ** (1 / 3)
         gallbladder = Ellipsoid((x, y, under + 1), axes, angles, 0.1)
         self.shapes["gallbladder"] = gallbladder
         if "gallbladder" in self.disease.missing:
@@ -963,7 +964,7 @@ class Builder:
                 forward = min(float(pole[1]) - n(25, 4), b.spine_front(50) - n(1, 2))
                 middle = np.array([n(33, 4), forward, min(float(pole[2]) - n(6, 6), b.dome_right - 66)])
             parts = self._adrenal_limbs(middle, side)
-            gland = self._of_volume(parts, middle, self._grown_target(name, middle))
+            gland = self._of_volume(parts, middle, 1.07 * self._grown_target(name, middle))
             margin = 0.3 + min(self.gap, 3.5) * self._u(0.2, 1.0)
             around = (
                 *ORGAN_TISSUES["liver"],
