@@ -530,10 +530,10 @@ class Builder:
             "left_angles": np.array([0, n(-0.22, 0.13), n(-0.1, 0.13)]),
             "caudate": np.array([-13 * self.ax, b.spine_front(70) - 34, n(80, 5) + zl]),
             "hollow": np.array([n(10, 5) * self.ax, 14.0 * self.ay, n(18, 5) + zl * 0.6]),
-            "fossa": np.array([-(b.spine_radius * 1.2 + 36), b.spine(0)[1] + 36, 4 + 0.35 * zl]),
+            "fossa": np.array([-(b.spine_radius * 1.2 + 34), b.spine(0)[1] + 46, 6 + 0.35 * zl]),
             "groove": np.array([n(36, 4) * self.ax, b.spine_front(100) - 4, n(100, 4) + zl]),
             "groove_axes": np.array([n(42, 4) * self.ax, n(36, 4) * self.ay, n(48, 4)]),
-            "fossa_axes": np.array([29.0 * room, 33.0 * room, 56.0 * room]),
+            "fossa_axes": np.array([30.0 * room, 43.0 * room, 62.0 * room]),
             "hollow_axes": np.array([n(62, 4) * self.ax, n(58, 4) * self.ay, n(50, 4)]),
         }
         scale = self._fit(lambda k: self._liver_at(k, pose), self.targets["liver"] * 1.22)
@@ -830,7 +830,7 @@ class Builder:
             turn + vector(0, -6, n(0, 3)),
             end,
         ]
-        widths = np.array([10, 14, 12.5, 8, 8.5, 9, 9.5, 7]) * np.exp(self.r.normal(0, 0.12, 8))
+        widths = np.array([9, 12.5, 11.5, 8, 8.5, 9, 9.5, 7]) * np.exp(self.r.normal(0, 0.12, 8))
         widths[:3] *= u(0.8, 1.2)
         widths[5:] *= u(0.75, 1.3)
         body = Tube(self._course(course, 2.0), widths, (1, u(0.75, 1.05), u(0.95, 1.35)))
@@ -840,7 +840,7 @@ class Builder:
             through(
                 [head + vector(4, 4, -14), head + vector(16, 2, -16), (n(-6, 4), aorta_y - 15, head[2] - n(4, 3))], 3
             ),
-            np.array([8, 6.5, 4.5]) * u(0.7, 1.2),
+            np.array([7, 6, 4.5]) * u(0.6, 1.2),
         )
         over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], T.ARTERY)
         self._clear(body, (*BOWEL, T.LIVER))
