@@ -15,7 +15,7 @@ import pytest
 
 from inference.bundle import write_bundle
 from tests.conftest import make_bundle
-from train.phantom import write_dataset
+from train.phantom import Recipe, write_dataset
 
 IMAGE = os.environ.get("ORGANS_IMAGE", "")
 ENGINE = shlex.split(os.environ.get("CONTAINER_ENGINE", "docker"))
@@ -48,7 +48,7 @@ def inside(code: str) -> str:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with one phantom on a coarse grid, stored as scanners do (LPS)."""
     root = tmp_path_factory.mktemp("flare")
-    write_dataset(root, 0, 0, 1, seed=199, spacing=(5.0, 3.0, 3.0))
+    write_dataset(root, 0, 0, 1, seed=199, recipe=Recipe(spacing=(5.0, 3.0, 3.0)))
     folder = root / "inputs"
     folder.mkdir()
     (root / "imagesTs" / "FLARE22_Ts_0001_0000.nii.gz").rename(folder / "CASE_0000.nii.gz")

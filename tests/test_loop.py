@@ -438,10 +438,10 @@ def toy_command(data: Path, run: Path, threshold: float) -> list[str]:
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from train.phantom import write_dataset
+    from train.phantom import Recipe, write_dataset
 
     folder = tmp_path_factory.mktemp("phantoms")
-    write_dataset(folder, 6, 5, 0, seed=5, spacing=(10.0, 8.0, 8.0), auxiliary=False, jobs=2)
+    write_dataset(folder, 6, 5, 0, seed=5, recipe=Recipe(spacing=(10.0, 8.0, 8.0)), jobs=2)
     return folder
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from inference.bundle import PLAN_NAME, read_bundle
 from tests.test_loop import toy_settings
-from train.phantom import write_dataset
+from train.phantom import Recipe, write_dataset
 
 IMAGE = os.environ.get("ORGANS_TRAIN_IMAGE", "")
 ENGINE = shlex.split(os.environ.get("CONTAINER_ENGINE", "docker"))
@@ -39,7 +39,7 @@ def container(*arguments: str, options: tuple[str, ...] = ()) -> subprocess.Comp
 
 def test_the_loop_runs_in_the_image_as_any_user_without_a_network(tmp_path: Path) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
-    write_dataset(data, 5, 2, 0, seed=5, spacing=(10.0, 8.0, 8.0))
+    write_dataset(data, 5, 2, 0, seed=5, recipe=Recipe(spacing=(10.0, 8.0, 8.0)))
     run.mkdir()
     run.chmod(0o777)
     settings = [*toy_settings(), "--set", "training.epochs=1", "--set", "loop.iterations=1"]

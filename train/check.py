@@ -228,9 +228,9 @@ def write_scans(folder: Path, scan: Path | None) -> None:
     first, second = (scan_path(folder, case) for case in (FIRST_CASE, SECOND_CASE))
     if scan is None:
         # numpy and scipy alone; imported here so that an own scan does not wait for it.
-        from train.phantom import write_dataset
+        from train.phantom import Recipe, write_dataset
 
-        write_dataset(folder / "phantom", 0, 0, 1, seed=22, spacing=(5.0, 3.0, 3.0))
+        write_dataset(folder / "phantom", 0, 0, 1, seed=22, recipe=Recipe(spacing=(5.0, 3.0, 3.0)))
         (folder / "phantom" / "imagesTs" / "FLARE22_Ts_0001_0000.nii.gz").rename(first)
     else:
         if not scan.name.endswith(".nii.gz"):

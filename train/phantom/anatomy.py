@@ -6,7 +6,6 @@ anatomy; sizes are set by volume where a shape allows it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from train.phantom.body import Body, Field, _layers, stream
 from train.phantom.canvas import Canvas, Composite, Ellipsoid, Shape, Tube, through, vector
+from train.phantom.disease import Disease, LesionTissue
 from train.phantom.tissue import BOWEL, ORGAN_TISSUES, T
 
 Doubles = NDArray[np.float64]
@@ -37,44 +37,11 @@ TARGETS: dict[str, tuple[float, float, float, float]] = {
 }
 
 
-@dataclass(frozen=True)
-class Disease:
-    """Switches. ``lesions`` and ``cysts`` name organs, ``missing`` organs that were never there or were removed."""
-
-    lesions: tuple[str, ...] = ()
-    cysts: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    enlarged_spleen: bool = False
-    fatty_liver: bool = False
-
-    CAN_MISS = ("gallbladder", "left_kidney", "right_kidney", "spleen")
-    CAN_HAVE = ("liver", "right_kidney", "left_kidney", "spleen", "pancreas")
-
-    def __post_init__(self) -> None:
-        for what, names, allowed in (
-            ("lesions", self.lesions, self.CAN_HAVE),
-            ("cysts", self.cysts, self.CAN_HAVE),
-            ("missing", self.missing, self.CAN_MISS),
-        ):
-            unknown = set(names) - set(allowed)
-            if unknown:
-                raise ValueError(f"{what}: {', '.join(sorted(unknown))} is none of {', '.join(allowed)}")
-
-
-@dataclass(frozen=True)
-class LesionTissue:
-    """A tissue id dealt to one lesion: the organ it counts as and what it is ('cyst' or 'tumour')."""
-
-    organ: str
-    kind: str
-
-
 class Builder:
     """Paints one body. ``build`` is the order of the scene; each method is one region."""
 
     def __init__(self, seed: int, body: Body, field: Field, canvas: Canvas, disease: Disease) -> None:
         self.r = stream(seed, "anatomy")
-        self.lesion_random = stream(seed, "lesions")
         self.body, self.field, self.canvas, self.disease = body, field, canvas, disease
         self.half = body.cavity_half_width
         self.ax = self.half / 132
@@ -84,12 +51,13 @@ class Builder:
         self.gap = float(self.r.uniform(0.2, 1.0) + 4.5 * body.visceral**1.3 * self.r.uniform(0.6, 1.3))
         self.shapes: dict[str, Ellipsoid | Tube] = {}
         self.lesions: dict[int, LesionTissue] = {}
+        self.hips: dict[int, tuple[float, float, float]] = {}
         self.targets = {
             name: float(np.clip(mean * np.exp(self.r.normal(0, sd)), low, high))
             for name, (mean, sd, low, high) in TARGETS.items()
         }
         if disease.enlarged_spleen:
-            self.targets["spleen"] = float(self.lesion_random.uniform(380, 800))
+            self.targets["spleen"] = float(stream(seed, "lesions").uniform(380, 800))
 
     def build(self) -> None:
         """Paint everything into the canvas."""
@@ -113,7 +81,6 @@ class Builder:
         self._esophagus()
         self._gallbladder()
         self._adrenals()
-        self._lesions()
 
     # --- small words
 
@@ -300,6 +267,7 @@ class Builder:
             column = np.array([(side * 62, y0 + 34, -195), (side * 84, y0 + 10, -225), (side * 90, y0 - 12, -262)])
             c.paint_layers(Tube(column, [13, 14, 21]), bone, over)
             head = (side * 97 * self.ax, y0 - 12, -275)
+            self.hips[side] = head
             c.paint(Ellipsoid(head, (30, 30, 30)), T.CORTICAL, [T.MUSCLE, T.FAT, T.SUBCUTANEOUS])
             c.paint_layers(
                 Ellipsoid(head, (24, 24, 24)),
@@ -627,7 +595,7 @@ class Builder:
             return Composite((body,), (hollow,))
 
         scale = self._fit(at, target * 1.08)
-        missing = "spleen" in self.disease.missing
+        missing = "spleen" in self.disease.absent
         if not missing:
             spleen = at(scale)
             over = (T.FAT, *BOWEL, *ORGAN_TISSUES["stomach"], *ORGAN_TISSUES["liver"])
@@ -650,6 +618,9 @@ class Builder:
         centre = (side * (b.spine_radius * 1.2 + 34 + n(2, 4)), b.spine(z)[1] + n(6, 5), z)
         # upper pole medial and posterior, hilum towards the front and the middle
         angles = (n(0.16, 0.08), -side * n(0.2, 0.09), side * n(0.5, 0.22))
+        if self.disease.horseshoe_kidney:  # low, close, and the lower poles turned to each other
+            centre = (centre[0] - side * 9, centre[1] - 8, z - 24)
+            angles = (angles[0], side * 0.38, side * 0.15)
         poles = np.array(centre) + np.array([(0, 0, -0.6), (0, 0, 0), (0, 0, 0.6)]) * shape
         target = self._grown_target(name, poles) * 1.16  # the sinus goes
         axes = shape * (target * 1000 / (4 / 3 * np.pi * float(np.prod(shape)))) ** (1 / 3)
@@ -668,7 +639,7 @@ class Builder:
         )
         everything = (*BOWEL, *ORGAN_TISSUES["liver"], T.SPLEEN, *ORGAN_TISSUES["stomach"])
         c.paint(shell, T.FAT, everything)
-        if name in self.disease.missing:
+        if name in self.disease.absent:
             return
         over = (T.FAT, T.MUSCLE) if self.r.random() < 0.5 else (T.FAT,)
         c.paint(kidney, cortex, over)
@@ -730,7 +701,7 @@ class Builder:
             kidney = self.shapes[name]
             assert isinstance(kidney, Ellipsoid)
             hilum = kidney.at(-side * 0.55, -0.1, 0)
-            missing = name in self.disease.missing
+            missing = name in self.disease.absent
             for tissue, radius, lift, dy in ((T.ARTERY, self._u(2.2, 3.4), 3, 4), (T.VEIN, self._u(3.5, 5.5), -5, -6)):
                 from_aorta = tissue == T.ARTERY
                 x0 = 6 if from_aorta else -22
@@ -872,7 +843,8 @@ class Builder:
         self._lobules(body)
         c.paint(Tube(body.points[3:-2], duct), T.DUCT, [T.PANCREAS])
         bile = [self.porta + vector(-4, -6, -2), head + vector(-2, 6, 12), head + vector(-6, 6, -8)]
-        c.paint(Tube(through(bile, 4), self._u(2.0, 3.8)), T.URINE, (T.FAT, T.PANCREAS))
+        self.bile = Tube(through(bile, 4), self._u(2.0, 3.8))
+        c.paint(self.bile, T.URINE, (T.FAT, T.PANCREAS))
         self.shapes["pancreas"] = body
 
     def _lobules(self, body: Tube) -> None:
@@ -939,7 +911,7 @@ class Builder:
         axes = shape * (target * 1000 / (4 / 3 * np.pi * float(np.prod(shape)))) ** (1 / 3)
         gallbladder = Ellipsoid((x, y, under + 1), axes, angles, 0.1)
         self.shapes["gallbladder"] = gallbladder
-        if "gallbladder" in self.disease.missing:
+        if "gallbladder" in self.disease.absent:
             return
         c.paint(gallbladder.grown(1.5), T.FAT, BOWEL)
         # The fossa is open to the front and the midline: in no slice does liver enclose the gallbladder.
@@ -1025,26 +997,3 @@ class Builder:
         volume = float((whole.distance((x, y, z)) < 0).sum()) * step**3 / 1000
         factor = float(np.clip((millilitres / max(volume, 0.1)) ** (1 / 3), 0.6, 1.6))
         return [part.moved(about, factor) for part in parts]
-
-    # --- disease
-
-    def _lesions(self) -> None:
-        r = self.lesion_random
-        for kind, organs in (("cyst", self.disease.cysts), ("tumour", self.disease.lesions)):
-            for organ in organs:
-                tissue = int(T.LESION) + len(self.lesions)
-                self.lesions[tissue] = LesionTissue(organ, kind)
-                count = int(r.integers(1, 5 if organ in ("liver", "spleen") else 3))
-                for _ in range(count):
-                    radius = float(np.exp(r.uniform(np.log(4), np.log(14 if organ == "pancreas" else 24))))
-                    shape: Shape = Ellipsoid(
-                        self._spot(organ, r), radius * r.uniform(0.8, 1.2, 3), (r.uniform(-1, 1), 0, r.uniform(-1, 1))
-                    )
-                    self.canvas.paint(shape, tissue, ORGAN_TISSUES[organ])
-
-    def _spot(self, organ: str, r: np.random.Generator) -> Doubles:
-        shape = self.shapes[organ]
-        if isinstance(shape, Tube):
-            return np.asarray(shape.points[int(r.integers(2, len(shape.points) - 2))] + r.normal(0, 2, 3))
-        way = r.normal(size=3)
-        return shape.at(*(way / np.linalg.norm(way) * r.uniform(0.2, 0.75)))

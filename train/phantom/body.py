@@ -9,7 +9,19 @@ from train.phantom.canvas import LOW, Floats, Lattice, rotation
 
 Doubles = NDArray[np.float64]
 
-STREAMS = ("body", "deformation", "anatomy", "disease", "appearance", "texture", "noise", "view", "lesions")
+STREAMS = (
+    "body",
+    "deformation",
+    "anatomy",
+    "disease",
+    "appearance",
+    "texture",
+    "noise",
+    "view",
+    "lesions",
+    "scanner",
+    "artefact",
+)
 
 
 def stream(seed: int, name: str) -> np.random.Generator:

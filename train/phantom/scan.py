@@ -7,10 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.organs import ORGANS
-from train.phantom.anatomy import Builder, Disease
-from train.phantom.appearance import draw_table, phase_record, render
+from train.phantom.anatomy import Builder
+from train.phantom.appearance import Scanner, draw_look, phase_record, render, sheets
+from train.phantom.artefact import Artefacts, circle
 from train.phantom.body import Body, field, stream
 from train.phantom.canvas import Canvas, Grid
+from train.phantom.disease import Disease
+from train.phantom.pathology import paint, settle
 from train.phantom.tissue import Tissue, auxiliary_table, label_table
 
 
@@ -29,36 +32,57 @@ class Phantom:
     record: dict[str, Any]
 
 
-def generate(seed: int, grid: Grid, disease: Disease | None = None) -> Phantom:
-    """The phantom of ``seed`` seen through ``grid``. The same seed is the same body at any grid, and the same bytes."""
-    disease = disease or Disease()
+def generate(
+    seed: int,
+    grid: Grid,
+    disease: Disease | None = None,
+    artefacts: Artefacts | None = None,
+    thickness: float | None = None,
+) -> Phantom:
+    """The phantom of ``seed`` seen through ``grid``. The same seed is the same body at any grid, and the same bytes.
+
+    ``thickness`` of a slice in mm; None: as far as the slices are apart.
+    """
+    disease, artefacts, thickness = disease or Disease(), artefacts or Artefacts(), thickness or grid.spacing[0]
     body = Body.draw(seed)
-    shape_field = field(body, seed)
-    canvas = Canvas(grid, shape_field.lattice, shape_field.displacement, shape_field.turn)
+    shape_field = settle(field(body, seed), body, disease)
+    factor = _sheets_per_slice(grid)
+    canvas = Canvas(sheets(grid, factor), shape_field.lattice, shape_field.displacement, shape_field.turn)
     builder = Builder(seed, body, shape_field, canvas, disease)
     builder.build()
+    paint(builder, seed)
     _table_top(seed, body, canvas)
-    phase, hu = draw_table(stream(seed, "appearance"), disease, builder.lesions)
+    look = draw_look(stream(seed, "appearance"), disease, builder.lesions)
+    scanner = Scanner.draw(stream(seed, "scanner"), thickness, artefacts.low_dose)
+    canvas.points = (look.hu[:1], look.hu[:1], look.hu[:1])  # painted: the coordinates' memory is wanted for the image
+    image, drawn = render(seed, canvas, factor, look, scanner, artefacts)
+    tissue = canvas.tissue[factor // 2 :: factor]
+    if artefacts.truncation:
+        tissue = np.where(circle(grid, artefacts.truncation), tissue, np.uint8(Tissue.AIR))
     owners = {tissue: lesion.organ for tissue, lesion in builder.lesions.items()}
-    labels = np.take(label_table(owners), canvas.tissue)
-    auxiliary = np.take(auxiliary_table(owners), canvas.tissue)
-    lesions = [
-        {"organ": v.organ, "kind": v.kind, "ml": _millilitres(canvas.tissue, grid, k)}
-        for k, v in builder.lesions.items()
-    ]
-    canvas.points = (hu[:1], hu[:1], hu[:1])  # painted: the coordinates' memory is wanted for the image
-    image, scanner = render(seed, canvas, hu)
+    labels = np.take(label_table(owners), tissue)
     record: dict[str, Any] = {
         "seed": seed,
         "shape": list(grid.shape),
         "spacing": list(grid.spacing),
-        "phase": phase_record(phase),
-        "scanner": scanner,
+        "phase": phase_record(look.phase),
+        **drawn,
         "disease": asdict(disease),
-        "lesions": lesions,
+        "lesions": [
+            {"organ": v.organ, "kind": v.kind, "ml": _millilitres(tissue, grid, k)} for k, v in builder.lesions.items()
+        ],
+        "fluid": {
+            name: _millilitres(tissue, grid, k)
+            for name, k in (("ascites", Tissue.ASCITES), ("effusion", Tissue.EFFUSION), ("urine", Tissue.URINE))
+        },
         "organs": _organs(labels, grid),
     }
-    return Phantom(image, labels, auxiliary, grid.spacing, record)
+    return Phantom(image, labels, np.take(auxiliary_table(owners), tissue), grid.spacing, record)
+
+
+def _sheets_per_slice(grid: Grid) -> int:
+    """Three where slices are thick and pixels large: thin structures fade in them. Else the scan's own grid will do."""
+    return 3 if grid.spacing[0] >= 3.5 and 0.95 <= grid.spacing[1] <= 2 else 1
 
 
 def _millilitres(array: NDArray[np.uint8], grid: Grid, value: int) -> float:

@@ -14,7 +14,7 @@ AUXILIARY: dict[str, int] = {"fat": 14, "muscle": 15, "bone": 16, "lung": 17, "b
 
 
 class Tissue(IntEnum):
-    """What a voxel is made of. From LESION on, ids are dealt out per case (see anatomy.Builder.lesion_tissue)."""
+    """What a voxel is made of. From LESION on, ids are dealt out per case (see pathology)."""
 
     AIR = 0
     SUBCUTANEOUS = 1
@@ -65,7 +65,12 @@ class Tissue(IntEnum):
     DUODENUM_GAS = 50
     LEFT_CORTEX = 51
     LEFT_MEDULLA = 52
-    LESION = 60
+    METAL = 100
+    ASCITES = 101
+    EFFUSION = 102
+    ATELECTASIS = 103
+    STENT = 104
+    LESION = 120
 
 
 T = Tissue
@@ -90,10 +95,10 @@ BOWEL = (T.BOWEL_WALL, T.BOWEL_FLUID, T.STOOL, T.BOWEL_CONTRAST, T.BOWEL_GAS)
 GAS = (T.AIR, T.LUNG, T.BOWEL_GAS, T.ESOPHAGUS_GAS, T.STOMACH_GAS, T.DUODENUM_GAS)
 
 _AUXILIARY_TISSUES: dict[str, tuple[Tissue, ...]] = {
-    "fat": (T.SUBCUTANEOUS, T.FAT, T.SINUS, T.SKIN, T.URINE, T.PELVIC),
+    "fat": (T.SUBCUTANEOUS, T.FAT, T.SINUS, T.SKIN, T.URINE, T.PELVIC, T.ASCITES, T.STENT),
     "muscle": (T.MUSCLE, T.DISC, T.CARTILAGE),
-    "bone": (T.CORTICAL, T.SPONGY, T.CANAL),
-    "lung": (T.LUNG,),
+    "bone": (T.CORTICAL, T.SPONGY, T.CANAL, T.METAL),
+    "lung": (T.LUNG, T.EFFUSION, T.ATELECTASIS),
     "bowel": BOWEL,
     "heart_and_vessels": (T.MYOCARDIUM, T.RIGHT_HEART, T.LEFT_HEART, T.PORTAL, T.VEIN, T.ARTERY),
 }
