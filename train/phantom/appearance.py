@@ -295,7 +295,8 @@ def _through_plane(image: Floats, step: float, factor: int, thickness: float) ->
 def _across(grid: Grid) -> Floats:
     """Squared distance (y, x) from the middle of the field, 1 at 160 mm."""
     y, x = (grid.coordinates(k) for k in (1, 2))
-    return (((y[:, None] - y.mean()) / 160) ** 2 + ((x[None] - x.mean()) / 160) ** 2).astype(np.float32)
+    squared = ((y[:, None] - y.mean()) / 160) ** 2 + ((x[None] - x.mean()) / 160) ** 2
+    return np.asarray(squared, np.float32)
 
 
 def _calibrate(image: Floats, grid: Grid, scanner: Scanner) -> None:
@@ -316,7 +317,7 @@ def speckle(grid: Grid, scanner: Scanner, low_dose: bool, r: np.random.Generator
     if low_dose:
         across = r.standard_normal(grid.shape, dtype=np.float32)
         across = gaussian_filter(across, (0, 0.5, 10 / grid.spacing[2]), truncate=2, output=np.float32)
-        across *= np.float32(0.6 * float(out.std()) / max(float(across.std()), 1e-6))
+        across *= np.float32(0.33 * float(out.std()) / max(float(across.std()), 1e-6))
         out += across
     out *= np.float32(scanner.noise / max(float(out[:: max(1, grid.shape[0] // 8)].std()), 1e-6))
     out *= 0.75 + 0.5 * np.exp(-2 * _across(grid))

@@ -88,7 +88,7 @@ def streak(image: Floats, metal: NDArray[np.bool_], grid: Grid, r: np.random.Gen
     """Star-shaped streaks from every piece of metal and dark bands between two, in place; the number of such slices."""
     y, x = grid.coordinates(1)[:, None], grid.coordinates(2)[None, :]
     pixel = grid.spacing[1] * grid.spacing[2]
-    strength, reach = float(r.uniform(40, 130)), float(r.uniform(50, 120))
+    strength, reach = float(r.uniform(15, 60)), float(r.uniform(30, 90))
     star = _star(r)
     count = 0
     for k in np.flatnonzero(metal.sum(axis=(1, 2)) * pixel >= SMALLEST_METAL):
@@ -99,8 +99,8 @@ def streak(image: Floats, metal: NDArray[np.bool_], grid: Grid, r: np.random.Gen
             dy, dx = y - cy, x - cx
             distance = np.hypot(dy, dx)
             turn = ((np.arctan2(dy, dx) / (2 * np.pi) % 1) * len(star)).astype(int) % len(star)
-            size = strength * min((area / 60) ** 0.5, 4.0)
-            added += (size * (0.75 * star + 0.5 * jitter)[turn] * np.exp(-distance / reach)).astype(np.float32)
+            size = strength * min((area / 60) ** 0.5, 3.5)
+            added += (size * (0.85 * star + 0.3 * jitter)[turn] * np.exp(-distance / reach)).astype(np.float32)
         for a in range(len(centres)):
             for b in range(a):
                 added -= _band(centres[a], centres[b], y, x) * np.float32(1.5 * strength)

@@ -239,7 +239,7 @@ def _ascites(builder: Builder, most: float, r: np.random.Generator) -> None:
 def _effusion(builder: Builder, side: int, r: np.random.Generator) -> None:
     """Pleural fluid at the back of one chest, with the collapsed edge of the lung on it."""
     b, c = builder.body, builder.canvas
-    level, edge = r.uniform(0.1, 0.75) * b.cavity_back, r.uniform(3, 16)
+    level, edge = r.uniform(0.0, 0.6) * b.cavity_back, r.uniform(3, 16)
     x, y, z = c.points
     slope = 0.25 * (z - np.float32(b.dome_right - 60))  # a meniscus: less of it higher up
     lung = (c.tissue == T.LUNG) & (x * side > 0)
