@@ -187,7 +187,7 @@ def _after_resection(builder: Builder, organ: str, r: np.random.Generator) -> No
         centre = kidney.at(-side * 0.9, -0.1, 0)
     for _ in range(int(r.integers(3, 8))):
         angles = (float(r.uniform(-1, 1)), float(r.uniform(-1, 1)), 0.0)
-        clip = Ellipsoid(centre + r.normal(0, 7, 3), (1.5, 1.5, 4.0), angles)
+        clip = Ellipsoid(centre + r.normal(0, 7, 3), (2.0, 2.0, 4.5), angles)
         builder.canvas.paint(clip, T.METAL, (T.FAT, *BOWEL, T.VEIN, T.ARTERY, T.PORTAL, *ORGAN_TISSUES["liver"]))
     loops, content = int(r.integers(1, 4)), (T.STOOL, T.BOWEL_FLUID, T.BOWEL_GAS)
     if organ == "gallbladder":
