@@ -639,9 +639,9 @@ class Builder:
         )
         everything = (*BOWEL, *ORGAN_TISSUES["liver"], T.SPLEEN, *ORGAN_TISSUES["stomach"])
         c.paint(shell, T.FAT, everything)
+        over = (T.FAT, T.MUSCLE) if self.r.random() < 0.5 else (T.FAT,)
         if name in self.disease.absent:
             return
-        over = (T.FAT, T.MUSCLE) if self.r.random() < 0.5 else (T.FAT,)
         c.paint(kidney, cortex, over)
         for t, there, jitter in pyramids:
             if not there:
@@ -810,7 +810,10 @@ class Builder:
         head = np.array([n(-31, 3) * self.ax, aorta_y - n(12, 2), -12.0 + n(0, 6)])
         tail = self.hilum + np.array([n(-8, 6), n(-5, 5), n(-4, 7)])
         s = self.splenic
-        reach, arch = u(0.45, 1.0), n(0, 6)  # short of the splenic hilum or up to it; rising, level or bent over the spine
+        reach, arch = (
+            u(0.45, 1.0),
+            n(0, 6),
+        )  # short of the splenic hilum or up to it; rising, level or bent over the spine
         turn = (0.4 * s[2] + 0.6 * tail) * reach + s[2] * (1 - reach)
         end = tail * reach + (0.65 * s[2] + 0.35 * tail) * (1 - reach)
         course = [
