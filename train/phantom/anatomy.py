@@ -52,8 +52,9 @@ class Builder:
         self.shapes: dict[str, Ellipsoid | Tube] = {}
         self.lesions: dict[int, LesionTissue] = {}
         self.hips: dict[int, tuple[float, float, float]] = {}
+        size = (self.ax * self.ay) ** 0.5  # broad people have large organs
         self.targets = {
-            name: float(np.clip(mean * np.exp(self.r.normal(0, sd)), low, high))
+            name: float(np.clip(mean * size * np.exp(self.r.normal(0, sd)), low, high))
             for name, (mean, sd, low, high) in TARGETS.items()
         }
         if disease.enlarged_spleen:
@@ -358,6 +359,7 @@ class Builder:
             centre = np.array(
                 [self._u(low, high) * self.half, self._u(-0.82 * b.cavity_front, 0.16 * b.cavity_back), z]
             )
+            centre[1] += 0.4 * b.cavity_back * max(0.0, abs(centre[0]) / self.half - 0.35)  # beside the spine's muscles
             heading = self.r.normal(size=3) * (1, 0.7, 0.7)
             points = [centre]
             for _ in range(3):
@@ -507,7 +509,8 @@ class Builder:
         caudate = Ellipsoid(pose["caudate"], (17 * k, 15 * k, 24 * k))
         hollow = Ellipsoid(pose["hollow"], pose["hollow_axes"])
         fossa = Ellipsoid(pose["fossa"], pose["fossa_axes"])
-        return Composite((Composite((right, lower, left), (hollow, fossa)), caudate))
+        groove = Ellipsoid(pose["groove"], pose["groove_axes"])  # where the esophagus comes down
+        return Composite((Composite((right, lower, left), (hollow, fossa, groove)), caudate))
 
     def _liver(self) -> None:
         b, n, c = self.body, self._n, self.canvas
@@ -528,10 +531,12 @@ class Builder:
             "caudate": np.array([-13 * self.ax, b.spine_front(70) - 34, n(80, 5) + zl]),
             "hollow": np.array([n(10, 5) * self.ax, 14.0 * self.ay, n(18, 5) + zl * 0.6]),
             "fossa": np.array([-(b.spine_radius * 1.2 + 36), b.spine(0)[1] + 36, 4 + 0.35 * zl]),
+            "groove": np.array([n(36, 4) * self.ax, b.spine_front(100) - 4, n(100, 4) + zl]),
+            "groove_axes": np.array([n(42, 4) * self.ax, n(36, 4) * self.ay, n(48, 4)]),
             "fossa_axes": np.array([29.0 * room, 33.0 * room, 56.0 * room]),
             "hollow_axes": np.array([n(62, 4) * self.ax, n(58, 4) * self.ay, n(50, 4)]),
         }
-        scale = self._fit(lambda k: self._liver_at(k, pose), self.targets["liver"] * 1.15)
+        scale = self._fit(lambda k: self._liver_at(k, pose), self.targets["liver"] * 1.22)
         liver = self._liver_at(scale, pose)
         c.paint_layers(liver, ((-2.6, T.BOWEL_WALL),), LUMEN)
         c.paint(liver, T.LIVER, (T.FAT, *BOWEL))
@@ -621,8 +626,8 @@ class Builder:
         if self.disease.horseshoe_kidney:  # low, close, and the lower poles turned to each other
             centre = (centre[0] - side * 9, centre[1] - 8, z - 24)
             angles = (angles[0], side * 0.38, side * 0.15)
-        poles = np.array(centre) + np.array([(0, 0, -0.6), (0, 0, 0), (0, 0, 0.6)]) * shape
-        target = self._grown_target(name, poles) * 1.16  # the sinus goes
+        within = np.array(centre) + 0.65 * np.vstack([np.zeros(3), np.diag(shape), -np.diag(shape)])
+        target = self._grown_target(name, within) * 1.02  # the sinus goes, the fuller poles come
         axes = shape * (target * 1000 / (4 / 3 * np.pi * float(np.prod(shape)))) ** (1 / 3)
         kidney = Ellipsoid(centre, axes, angles, 0.15)
         self.shapes[name] = kidney
@@ -639,10 +644,9 @@ class Builder:
         )
         everything = (*BOWEL, *ORGAN_TISSUES["liver"], T.SPLEEN, *ORGAN_TISSUES["stomach"])
         c.paint(shell, T.FAT, everything)
-        over = (T.FAT, T.MUSCLE) if self.r.random() < 0.5 else (T.FAT,)
         if name in self.disease.absent:
             return
-        c.paint(kidney, cortex, over)
+        c.paint(kidney, cortex, (T.FAT, T.MUSCLE))
         for t, there, jitter in pyramids:
             if not there:
                 continue
@@ -894,7 +898,7 @@ class Builder:
             T.RIGHT_HEART,
             T.STOMACH_WALL,
         )
-        c.paint(tube.wide(1.3), T.FAT, [T.LUNG, T.LEFT_HEART, T.MYOCARDIUM, T.LIVER])
+        c.paint(tube.grown(self.gap), T.FAT, [T.LUNG, T.LEFT_HEART, T.MYOCARDIUM, T.LIVER])
         c.paint(tube, T.ESOPHAGUS_WALL, over)
         gas, fluid = self.r.random() < 0.5, self.r.random() < 0.3
         start, stop = sorted(self.r.integers(0, 24, 2))

@@ -15,6 +15,7 @@ Floats = NDArray[np.float32]
 Points = tuple[Floats, Floats, Floats]
 Box = tuple[slice, slice, slice]
 Vector = tuple[float, float, float]
+Corners = tuple[NDArray[np.float64], NDArray[np.float64]]  # lowest and highest (x, y, z), mm
 
 # The part of space in which a body may be drawn (x, y, z), mm.
 LOW = np.array([-280.0, -230.0, -460.0])
@@ -87,11 +88,15 @@ class Lattice:
 class Shape(Protocol):
     """Something that knows how far a point is from its surface."""
 
-    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def bounds(self) -> Corners:
         """Lowest and highest corner (x, y, z), mm."""
 
     def distance(self, points: Points) -> Floats:
         """About the distance in mm to the surface at points (x, y, z), negative inside."""
+
+    @property
+    def slack(self) -> float:
+        """mm that the shape reaches out, at most, where its distance says 1 mm."""
 
 
 def rotation(about_x: float, about_y: float, about_z: float) -> NDArray[np.float64]:
@@ -131,7 +136,11 @@ class Ellipsoid:
         """mm3, without squareness."""
         return float(4 / 3 * np.pi * np.prod(self.axes))
 
-    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    @property
+    def slack(self) -> float:
+        return float(self.axes.max() / self.axes.min())
+
+    def bounds(self) -> Corners:
         half = np.sqrt(((self.turn * self.axes) ** 2).sum(1)) * (1 + 0.35 * self.squareness)
         return self.centre - half, self.centre + half
 
@@ -213,13 +222,17 @@ class Tube:
         points = about + (self.points - about) * factor
         return Tube(points, self.radii * factor, (self.stretch[0], self.stretch[1], self.stretch[2]))
 
-    def cone_bounds(self, i: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def cone_bounds(self, i: int) -> Corners:
         """Corners of the ``i``-th cone alone."""
         reach = self.radii[i : i + 2, None] * self.stretch
         points = self.points[i : i + 2]
         return (points - reach).min(0), (points + reach).max(0)
 
-    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    @property
+    def slack(self) -> float:
+        return float(self.stretch.max())
+
+    def bounds(self) -> Corners:
         reach = self.radii[:, None] * self.stretch
         return (self.points - reach).min(0), (self.points + reach).max(0)
 
@@ -259,7 +272,11 @@ class Composite:
     def __init__(self, parts: Sequence[Shape], holes: Sequence[Shape] = ()) -> None:
         self.parts, self.holes = parts, holes
 
-    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    @property
+    def slack(self) -> float:
+        return max(part.slack for part in self.parts)
+
+    def bounds(self) -> Corners:
         corners = [part.bounds() for part in self.parts]
         return np.min([c[0] for c in corners], axis=0), np.max([c[1] for c in corners], axis=0)
 
@@ -270,53 +287,6 @@ class Composite:
         for hole in self.holes:
             np.maximum(out, -hole.distance(points), out=out)
         return out
-
-
-class Sparse:
-    """A thinned copy of the voxels' body coordinates, which says where on the grid a shape can be.
-
-    ``axes`` are the copy's grid positions (z, y, x), ``points`` its body positions. Between two neighbours a body
-    coordinate changes by at most twice ``margin`` mm: the deformation is smooth.
-    """
-
-    def __init__(self, axes: list[NDArray[np.float64]], points: Points, margin: float) -> None:
-        self.axes, self.points, self.margin = axes, points, margin
-
-    @property
-    def everywhere(self) -> Box:
-        """All of it."""
-        z, y, x = (slice(0, n) for n in self.points[0].shape)
-        return z, y, x
-
-    def gap(self, axis: int) -> float:
-        """mm between two nodes."""
-        return abs(float(self.axes[axis][1] - self.axes[axis][0]))
-
-    def reach(self, bounds: tuple[NDArray[np.float64], NDArray[np.float64]], within: Box) -> Box | None:
-        """The part inside ``within`` that a shape with these corners in body space can reach."""
-        near: NDArray[np.bool_] = np.ones([s.stop - s.start for s in within], bool)
-        for p, low, high in zip(self.points, *bounds, strict=True):
-            view = p[within]
-            near &= view > low - self.margin
-            near &= view < high + self.margin
-        across: NDArray[np.bool_] = np.any(near, axis=0)
-        hits = (np.any(near, axis=(1, 2)), np.any(across, axis=1), np.any(across, axis=0))
-        out = []
-        for hit, s in zip(hits, within, strict=True):
-            found = np.flatnonzero(hit)
-            if not len(found):
-                return None
-            out.append(slice(s.start + int(found[0]), s.start + int(found[-1]) + 1))
-        return out[0], out[1], out[2]
-
-    def around(self, other: "Sparse", reach: Box) -> Box:
-        """This copy's nodes around a part of an``other``'s."""
-        out = []
-        for axis, s in enumerate(reach):
-            low, high = other.axes[axis][s.start] - other.gap(axis), other.axes[axis][s.stop - 1] + other.gap(axis)
-            nodes = self.axes[axis]
-            out.append(slice(int(np.searchsorted(nodes, low)), int(np.searchsorted(nodes, high, "right"))))
-        return out[0], out[1], out[2]
 
 
 class Canvas:
@@ -332,15 +302,9 @@ class Canvas:
         self.tissue = np.zeros(grid.shape, np.uint8)
         axes = [grid.coordinates(k) for k in range(3)]
         self.points = self._place(displacement, axes)
-        # A sparse copy of the coordinates says which voxels a shape can reach.
-        self._sparse = Sparse(*self._thinned(displacement, axes, 10.0), margin=12.0)
-        self._fine = Sparse(*self._thinned(displacement, axes, 4.0), margin=4.0)
-
-    def _thinned(
-        self, displacement: tuple[Floats, Floats, Floats], axes: list[NDArray[np.float64]], step: float
-    ) -> tuple[list[NDArray[np.float64]], Points]:
-        thin = [np.linspace(a[0], a[-1], max(2, int(np.ceil(abs(a[-1] - a[0]) / step)) + 1)) for a in axes]
-        return thin, self._place(displacement, thin)
+        self._ends = np.array([(a[0], a[-1]) for a in axes[::-1]]).T  # first and last voxel (x, y, z)
+        self._controls = np.stack(displacement)
+        self._anywhere = self._controls.min((1, 2, 3)), self._controls.max((1, 2, 3))
 
     def _place(self, displacement: tuple[Floats, Floats, Floats], axes: list[NDArray[np.float64]]) -> Points:
         z, y, x = axes
@@ -353,42 +317,62 @@ class Canvas:
             out.append(p)
         return out[0], out[1], out[2]
 
-    def _voxels(self, sparse: "Sparse", reach: Box) -> Box:
-        """The voxels around a part of a sparse copy."""
-        slices = []
-        for axis, s in enumerate(reach):
-            nodes, start, step = sparse.axes[axis], self.grid.origin[axis], self.grid.spacing[axis]
-            pad = sparse.gap(axis) / 2
-            a = int(np.floor((nodes[s.start] - pad - start) / step))
-            b = int(np.ceil((nodes[s.stop - 1] + pad - start) / step)) + 1
-            slices.append(slice(max(a, 0), min(b, self.grid.shape[axis])))
-        return slices[0], slices[1], slices[2]
+    def _room(self, bounds: Corners, shift: Corners) -> Corners:
+        """Corners, in the scan, of the box around body ``bounds`` where displacements lie between two ``shift``s."""
+        low, high = bounds[0] - shift[1], bounds[1] - shift[0]
+        centre, half = self.turn.T @ (low + high) / 2, np.abs(self.turn.T) @ (high - low) / 2
+        return np.maximum(centre - half, self._ends[0]), np.minimum(centre + half, self._ends[1])
 
-    def _reach(self, shape: Shape) -> Box | None:
-        """The part of the fine copy that ``shape`` can reach: found in the coarse copy first, then tightened."""
-        bounds = shape.bounds()
-        coarse = self._sparse.reach(bounds, self._sparse.everywhere)
-        return None if coarse is None else self._fine.reach(bounds, self._fine.around(self._sparse, coarse))
+    def _shift(self, room: Corners) -> Corners:
+        """Least and greatest displacement in a box of the scan: a B-spline lies between its control points."""
+        step, (nx, ny, nz) = self.lattice.step, self._controls.shape[:0:-1]
+        first = np.floor((room[0] - LOW) / step).astype(int) - 1
+        last = np.floor((room[1] - LOW) / step).astype(int) + 3
+        (x, y, z), (u, v, w) = np.clip(first, 0, (nx - 1, ny - 1, nz - 1)), np.maximum(last, 1)
+        near = self._controls[:, z:w, y:v, x:u]
+        return near.min((1, 2, 3)), near.max((1, 2, 3))
+
+    def _reach(self, bounds: Corners, shift: Corners) -> tuple[Box, Corners] | None:
+        """The voxels that a shape with these corners can touch, and the displacements there, narrower than ``shift``."""
+        for _ in range(2):
+            room = self._room(bounds, shift)
+            if (room[1] < room[0]).any():
+                return None
+            shift = self._shift(room)
+        room = self._room(bounds, shift)
+        if (room[1] < room[0]).any():
+            return None
+        slices = []
+        for axis in range(3):
+            start, step = self.grid.origin[axis], self.grid.spacing[axis]
+            first = int(np.ceil((room[0][2 - axis] - start) / step - 1e-3))
+            last = int(np.floor((room[1][2 - axis] - start) / step + 1e-3))
+            if last < first:
+                return None
+            slices.append(slice(max(first, 0), min(last + 1, self.grid.shape[axis])))
+        return (slices[0], slices[1], slices[2]), shift
 
     def box(self, shape: Shape) -> Box | None:
         """The voxels that ``shape`` can reach, None where it lies outside the grid."""
-        reach = self._reach(shape)
-        return None if reach is None else self._voxels(self._fine, reach)
+        found = self._reach(shape.bounds(), self._anywhere)
+        return None if found is None else found[0]
 
-    def distance(self, shape: Shape) -> tuple[Box, Floats] | None:
-        """The shape's distance in its box; tubes piece by piece, far from them a large number."""
-        reach = self._reach(shape)
-        if reach is None:
+    def distance(self, shape: Shape, margin: float = 0.0) -> tuple[Box, Floats] | None:
+        """The shape's distance in its box and ``margin`` mm around it; far from tubes a large number."""
+        low, high = shape.bounds()
+        found = self._reach((low - margin, high + margin), self._anywhere)
+        if found is None:
             return None
-        box = self._voxels(self._fine, reach)
+        box, shift = found
         if not isinstance(shape, Tube):
             return box, shape.distance(self._at(box))
         out = np.full([s.stop - s.start for s in box], 1e3, np.float32)
         for i in range(len(shape.points) - 1):
-            inner = self._fine.reach(shape.cone_bounds(i), reach)
+            low, high = shape.cone_bounds(i)
+            inner = self._reach((low - margin, high + margin), shift)
             if inner is None:
                 continue
-            cut = self._voxels(self._fine, inner)
+            cut = inner[0]
             view = out[tuple(slice(c.start - b.start, c.stop - b.start) for c, b in zip(cut, box, strict=True))]
             np.minimum(view, shape.cone(i, self._at(cut)), out=view)
         return box, out
@@ -402,7 +386,7 @@ class Canvas:
 
     def paint_layers(self, shape: Shape, layers: Sequence[tuple[float, int]], over: Sequence[int]) -> None:
         """Nested tissues: each (depth mm, tissue) fills what lies deeper than ``depth`` inside ``shape``."""
-        found = self.distance(shape)
+        found = self.distance(shape, max(0.0, -min(depth for depth, _ in layers)) * shape.slack)
         if found is None:
             return
         box, e = found
