@@ -844,7 +844,8 @@ class Builder:
         )
         over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], T.ARTERY)
         self._clear(body, (*BOWEL, T.LIVER))
-        duct = self._u(1.4, 3.5) if ("pancreas" in self.disease.lesions and self.r.random() < 0.6) else 0.9
+        wide, obstructed = self._u(1.4, 3.5), self.r.random() < 0.6
+        duct = wide if obstructed and "pancreas" in self.disease.lesions else 0.9
         c.paint(uncinate, T.PANCREAS, (T.FAT, *BOWEL))
         c.paint(body, T.PANCREAS, over)
         self._lobules(body)

@@ -21,6 +21,7 @@ STREAMS = (
     "lesions",
     "scanner",
     "artefact",
+    "slices",
 )
 
 

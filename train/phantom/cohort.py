@@ -194,13 +194,13 @@ def field_of_view(seed: int, spacing: Spacing | None, pixel: float | None = None
 def slice_increment(seed: int) -> float:
     """Distance of slices in mm for ``seed``."""
     chances = np.array(list(_INCREMENTS.values()))
-    return float(stream(seed, "scanner").choice(list(_INCREMENTS), p=chances / chances.sum()))
+    return float(stream(seed, "slices").choice(list(_INCREMENTS), p=chances / chances.sum()))
 
 
 def slice_thickness(seed: int, increment: float) -> float:
     """Thickness in mm: a third of scans is reconstructed with overlap, a few with gaps."""
-    r = stream(seed, "scanner")
-    r.random(2)
+    r = stream(seed, "slices")
+    r.random(2)  # slice_increment's
     kind, overlap, gap = r.random(), r.uniform(1.2, 2.0), r.uniform(0.6, 0.95)
     factor = overlap if kind < 0.34 else gap if kind > 0.93 else 1.0
     return float(np.clip(increment * factor, min(increment, 0.6), max(increment, 6.0)))

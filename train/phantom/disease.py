@@ -78,6 +78,7 @@ class LesionTissue:
 
 # Chance of each finding in the unlabelled cases of FLARE22 (disease of liver, kidney, spleen and pancreas). Not
 # epidemiology: every finding has to come often enough to be learned from and scored.
+_HEALTHY = 0.25
 _LESIONS = {"liver": 0.35, "right_kidney": 0.14, "left_kidney": 0.14, "spleen": 0.1, "pancreas": 0.25}
 _CYSTS = {"liver": 0.2, "right_kidney": 0.22, "left_kidney": 0.22, "spleen": 0.06, "pancreas": 0.15}
 _RESECTED = {"gallbladder": 0.09, "spleen": 0.04, "left_kidney": 0.025, "right_kidney": 0.025}
@@ -103,7 +104,8 @@ def _of_the_pancreas(seed: int) -> Disease:
 
 def _any(seed: int) -> Disease:
     r = stream(seed, "disease")
-    r.random(3)
+    if r.random(3)[2] < _HEALTHY:
+        return Disease()
 
     def some(chances: dict[str, float]) -> tuple[str, ...]:
         draws = r.random(len(chances))
@@ -122,7 +124,7 @@ def _any(seed: int) -> Disease:
     drawn = Disease(
         fatty_liver=bool(u[0] < 0.2),
         ascites=round(float(r.uniform(4, 24)), 1) if u[1] < 0.12 else 0.0,
-        effusion=some({"left": 0.1, "right": 0.13}),
+        effusion=some({"left": 0.09, "right": 0.12}),
         stents=some({"aortic": 0.05, "biliary": 0.05}),
         implants=some({"hip": 0.03, "spine": 0.03}),
         missing=missing,

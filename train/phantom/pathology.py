@@ -137,15 +137,20 @@ def _isthmus(builder: Builder) -> None:
         for kidney, side, _ in (_kidney(builder, n) for n in ("right_kidney", "left_kidney"))
     }
     z = float(poles[-1][2] + poles[1][2]) / 2 - 6
-    course = builder.aorta.points
-    at = int(np.argmin(np.abs(course[:, 2] - z)))
-    front = course[at] - vector(0, float(builder.aorta.radii[at]) + 13, 0)
-    middle = vector((front[0] - 4), front[1], z)
+    # In front of aorta and vena cava, whichever reaches further.
+    front = min(_front(vessel, z) for vessel in (builder.aorta, builder.cava)) - 11
+    middle = vector(2, front, z)
     over = (T.FAT, *BOWEL, *ORGAN_TISSUES["duodenum"], T.VEIN, T.ARTERY, T.PORTAL, T.MUSCLE)
     for side, cortex in ((-1, T.RIGHT_CORTEX), (1, T.LEFT_CORTEX)):
-        bend = 0.45 * poles[side] + 0.55 * middle - vector(0, 5, 0)
-        bridge = Tube(through([poles[side], bend, middle], 4), [16, 11, 9], (1, 0.85, 1.2))
+        beside = vector(0.75 * poles[side][0], 0.35 * poles[side][1] + 0.65 * front, 0.5 * (poles[side][2] + z))
+        bridge = Tube(through([poles[side], beside, middle], 4), [16, 13, 11, 10], (1, 0.85, 1.3))
         builder.canvas.paint(bridge, cortex, over)
+
+
+def _front(vessel: Tube, z: float) -> float:
+    """y of a vessel's anterior wall at height ``z``."""
+    at = int(np.argmin(np.abs(vessel.points[:, 2] - z)))
+    return float(vessel.points[at, 1] - vessel.radii[at] * vessel.stretch[1])
 
 
 def _hydronephrosis(builder: Builder, name: str, r: np.random.Generator) -> None:
@@ -187,7 +192,7 @@ def _after_resection(builder: Builder, organ: str, r: np.random.Generator) -> No
         centre = kidney.at(-side * 0.9, -0.1, 0)
     for _ in range(int(r.integers(3, 8))):
         angles = (float(r.uniform(-1, 1)), float(r.uniform(-1, 1)), 0.0)
-        clip = Ellipsoid(centre + r.normal(0, 7, 3), (1.5, 1.5, 4.0), angles)
+        clip = Ellipsoid(centre + r.normal(0, 7, 3), (2.0, 2.0, 4.5), angles)
         builder.canvas.paint(clip, T.METAL, (T.FAT, *BOWEL, T.VEIN, T.ARTERY, T.PORTAL, *ORGAN_TISSUES["liver"]))
     loops, content = int(r.integers(1, 4)), (T.STOOL, T.BOWEL_FLUID, T.BOWEL_GAS)
     if organ == "gallbladder":

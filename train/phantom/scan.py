@@ -71,9 +71,14 @@ def generate(
         "lesions": [
             {"organ": v.organ, "kind": v.kind, "ml": _millilitres(tissue, grid, k)} for k, v in builder.lesions.items()
         ],
-        "fluid": {
+        "tissues": {
             name: _millilitres(tissue, grid, k)
-            for name, k in (("ascites", Tissue.ASCITES), ("effusion", Tissue.EFFUSION), ("urine", Tissue.URINE))
+            for name, k in (
+                ("ascites", Tissue.ASCITES),
+                ("effusion", Tissue.EFFUSION),
+                ("urine", Tissue.URINE),
+                ("metal", Tissue.METAL),
+            )
         },
         "organs": _organs(labels, grid),
     }
