@@ -31,8 +31,8 @@ TARGETS: dict[str, tuple[float, float, float, float]] = {
     "pancreas": (78, 0.27, 42, 130),
     "gallbladder": (30, 0.45, 9, 75),
     "stomach": (270, 0.55, 70, 780),
-    "right_adrenal_gland": (3.7, 0.27, 2.0, 6.2),
-    "left_adrenal_gland": (4.3, 0.27, 2.3, 7.0),
+    "right_adrenal_gland": (3.9, 0.26, 2.2, 6.4),
+    "left_adrenal_gland": (4.5, 0.26, 2.5, 7.0),
     "duodenum": (68, 0.28, 36, 120),
 }
 
@@ -661,7 +661,7 @@ class Builder:
 
     def _great_vessels(self) -> None:
         b, n, c = self.body, self._n, self.canvas
-        ra = self._u(7.5, 12) * (1.06 if not b.female else 0.95)
+        ra = self._u(7.4, 11.6) * (1.06 if not b.female else 0.95)
         bow = n(0, 3.5)  # an old aorta winds
         front = b.spine_front
         bifurcation = n(-90, 11)
@@ -992,8 +992,9 @@ class Builder:
                 steps = np.stack([side * np.sin(way), np.cos(way), 0 * way], 1) * length / 2
                 leaf = fork + np.vstack([np.zeros(3), np.cumsum(steps, axis=0)])
                 parts.append(Tube(leaf, [thick[k + 1], thick[k + 1], 0.75 * thick[k + 1]], (1, 1, stretch)))
-        if form == "V" or n(0, 1) > 0.8:  # a body where the leaves meet
-            parts.append(Tube(middle + np.array([(0, 0, 6.0), (0, 0, -6.0)]), u(2.6, 4.2)))
+        if n(0, 1) > -1.0:  # a body where the leaves meet
+            half = np.array((0, 0, u(0.15, 0.4) * height))
+            parts.append(Tube(np.array([middle + half + lean * -0.2, middle - half + lean * 0.2]), u(2.6, 4.4)))
         return parts
 
     @staticmethod
