@@ -29,7 +29,8 @@ def settle(field: Field, body: Body, disease: Disease) -> Field:
     turn = field.turn
     here = [turn[k, 0] * x + turn[k, 1] * y + turn[k, 2] * z + field.displacement[k] for k in range(3)]
     moved = [d.astype(np.float64) for d in field.displacement]
-    inside = np.clip(field.cavity / 25, 0, 1)  # the wall and its ribs stay where they are
+    # The wall with its ribs and the spine stay where they are.
+    inside = np.clip(field.cavity / 25, 0, 1) * np.clip((np.abs(here[0]) - body.spine_radius) / 30, 0, 1)
     for centre in beds:
         away = [p - c for p, c in zip(here, centre, strict=True)]
         weight = 0.7 * inside * np.exp(-sum(a * a for a in away) / 48.0**2)
@@ -183,13 +184,10 @@ def _hydronephrosis(builder: Builder, name: str, r: np.random.Generator) -> None
 
 def _after_resection(builder: Builder, organ: str, r: np.random.Generator) -> None:
     """Clips at the vessels, and bowel in the bed of a kidney or the spleen."""
-    centre = {
-        "gallbladder": builder.porta + vector(-10, -8, -8),
-        "spleen": builder.hilum + vector(-6, 0, 0),
-    }.get(organ)
-    if centre is None:
-        kidney, side, _ = _kidney(builder, organ)
-        centre = kidney.at(-side * 0.9, -0.1, 0)
+    bed = builder.shapes[organ]
+    assert isinstance(bed, Ellipsoid)
+    medial = {"gallbladder": (0.0, 0.0, 0.6), "right_kidney": (0.5, -0.1, 0.0)}.get(organ, (-0.5, -0.1, 0.0))
+    centre = bed.at(*medial)
     for _ in range(int(r.integers(3, 8))):
         angles = (float(r.uniform(-1, 1)), float(r.uniform(-1, 1)), 0.0)
         clip = Ellipsoid(centre + r.normal(0, 7, 3), (2.0, 2.0, 4.5), angles)
@@ -197,8 +195,6 @@ def _after_resection(builder: Builder, organ: str, r: np.random.Generator) -> No
     loops, content = int(r.integers(1, 4)), (T.STOOL, T.BOWEL_FLUID, T.BOWEL_GAS)
     if organ == "gallbladder":
         return
-    bed = builder.shapes[organ]
-    assert isinstance(bed, Ellipsoid)
     for _ in range(loops):
         spots = [bed.at(*r.uniform(-0.5, 0.5, 3)) - vector(0, r.uniform(0, 18), 0) for _ in range(3)]
         loop = Tube(through(spots, 3), r.uniform(9, 17)).bumpy(r, 0.08)
