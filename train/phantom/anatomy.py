@@ -26,8 +26,8 @@ CONTENTS = (T.BOWEL_FLUID, T.BOWEL_FLUID, T.STOOL, T.BOWEL_CONTRAST, T.BOWEL_GAS
 TARGETS: dict[str, tuple[float, float, float, float]] = {
     "liver": (1500, 0.19, 980, 2200),
     "spleen": (195, 0.32, 100, 315),
-    "right_kidney": (165, 0.19, 105, 250),
-    "left_kidney": (171, 0.19, 108, 258),
+    "right_kidney": (165, 0.18, 108, 240),
+    "left_kidney": (171, 0.18, 110, 246),
     "pancreas": (78, 0.27, 42, 130),
     "gallbladder": (30, 0.45, 9, 75),
     "stomach": (270, 0.55, 70, 780),
@@ -437,7 +437,7 @@ class Builder:
         for tube, (content, wall, height) in self.colon[:2]:
             if not presses:
                 continue
-            low = tube.wide(0.85)
+            low = tube.wide(0.76)
             self.canvas.paint_layers(low, ((0.0, T.BOWEL_WALL), (wall, content)), ORGAN_TISSUES["liver"])
             if height is not None:
                 self.canvas.level(low.grown(-wall), T.BOWEL_GAS, [content], height)
@@ -469,7 +469,7 @@ class Builder:
         ]
         widths = np.array([29, 31, 28, 22, 17, 9]) * np.exp(self.r.normal(0, (0.16, 0.12, 0.14, 0.18, 0.18, 0.1)))
         tube = Tube(through(course, 4), widths, (n(1.0, 0.06), n(0.92, 0.08), 1))
-        tube = tube.of_volume(self._grown_target("stomach", tube.points) * 1.1)
+        tube = tube.of_volume(self._grown_target("stomach", tube.points) * 1.33)
         tube = tube.bumpy(self.r, self._u(0.03, 0.12))
         full = self.targets["stomach"] / 270
         wall = self._u(2.8, 6.5) / max(full, 0.5) ** 0.35
@@ -536,7 +536,7 @@ class Builder:
             "fossa_axes": np.array([30.0 * room, 43.0 * room, 62.0 * room]),
             "hollow_axes": np.array([n(62, 4) * self.ax, n(58, 4) * self.ay, n(50, 4)]),
         }
-        scale = self._fit(lambda k: self._liver_at(k, pose), self.targets["liver"] * 1.22)
+        scale = self._fit(lambda k: self._liver_at(k, pose), self.targets["liver"] * 1.26)
         liver = self._liver_at(scale, pose)
         c.paint_layers(liver, ((-2.6, T.BOWEL_WALL),), LUMEN)
         c.paint(liver, T.LIVER, (T.FAT, *BOWEL))
@@ -834,7 +834,7 @@ class Builder:
         widths[:3] *= u(0.8, 1.2)
         widths[5:] *= u(0.75, 1.3)
         body = Tube(self._course(course, 2.0), widths, (1, u(0.75, 1.05), u(0.95, 1.35)))
-        body = body.of_volume(self._grown_target("pancreas", body.points) * 1.4)
+        body = body.of_volume(self._grown_target("pancreas", body.points) * 1.14)
         body = body.bumpy(self.r, u(0.05, 0.2))
         uncinate = Tube(
             through(
@@ -844,6 +844,9 @@ class Builder:
         )
         over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], T.ARTERY)
         self._clear(body, (*BOWEL, T.LIVER))
+        stomach = ORGAN_TISSUES["stomach"]  # yields, but keeps its wall
+        c.paint_layers(body, ((-self.gap - 3.5, T.STOMACH_WALL),), (T.STOMACH_CONTENT, T.STOMACH_GAS))
+        c.paint_layers(body, ((-self.gap, T.FAT),), stomach)
         wide, obstructed = self._u(1.4, 3.5), self.r.random() < 0.6
         duct = wide if obstructed and "pancreas" in self.disease.lesions else 0.9
         c.paint(uncinate, T.PANCREAS, (T.FAT, *BOWEL))
