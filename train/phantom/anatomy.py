@@ -469,8 +469,8 @@ class Builder:
         ]
         widths = np.array([29, 31, 28, 22, 17, 9]) * np.exp(self.r.normal(0, (0.16, 0.12, 0.14, 0.18, 0.18, 0.1)))
         tube = Tube(through(course, 4), widths, (n(1.0, 0.06), n(0.92, 0.08), 1))
-        tube = tube.of_volume(self._grown_target("stomach", tube.points) * 1.33)
         tube = tube.bumpy(self.r, self._u(0.03, 0.12))
+        tube = tube.of_volume(self._grown_target("stomach", tube.points) * 1.33)
         full = self.targets["stomach"] / 270
         wall = self._u(2.8, 6.5) / max(full, 0.5) ** 0.35
         over = (T.FAT, *BOWEL)
@@ -743,8 +743,8 @@ class Builder:
         ]
         widths = np.array([9, 13 * bulb, 12, 12, 12, 11, 9.5, 10.5, 10.5]) * np.exp(self.r.normal(0, 0.13, 9))
         tube = Tube(self._course(duodenum, 2.5), widths, (1, self._u(0.8, 1.0), 1))
-        tube = tube.of_volume(self._grown_target("duodenum", tube.points) * 1.08)
         tube = tube.bumpy(self.r, self._u(0.05, 0.16))
+        tube = tube.of_volume(self._grown_target("duodenum", tube.points) * 1.1)
         ends = tube.points[-1]
         jejunum = Tube(
             self._course(
@@ -834,8 +834,8 @@ class Builder:
         widths[:3] *= u(0.8, 1.2)
         widths[5:] *= u(0.75, 1.3)
         body = Tube(self._course(course, 2.0), widths, (1, u(0.75, 1.05), u(0.95, 1.35)))
-        body = body.of_volume(self._grown_target("pancreas", body.points) * 1.14)
         body = body.bumpy(self.r, u(0.05, 0.2))
+        body = body.of_volume(self._grown_target("pancreas", body.points) * 1.16)
         uncinate = Tube(
             through(
                 [head + vector(4, 4, -14), head + vector(16, 2, -16), (n(-6, 4), aorta_y - 15, head[2] - n(4, 3))], 3
