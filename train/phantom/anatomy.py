@@ -31,8 +31,8 @@ TARGETS: dict[str, tuple[float, float, float, float]] = {
     "pancreas": (78, 0.27, 42, 130),
     "gallbladder": (30, 0.45, 9, 75),
     "stomach": (270, 0.55, 70, 780),
-    "right_adrenal_gland": (3.7, 0.27, 2.0, 6.2),
-    "left_adrenal_gland": (4.3, 0.27, 2.3, 7.0),
+    "right_adrenal_gland": (3.9, 0.26, 2.2, 6.4),
+    "left_adrenal_gland": (4.5, 0.26, 2.5, 7.0),
     "duodenum": (68, 0.28, 36, 120),
 }
 
@@ -530,10 +530,10 @@ class Builder:
             "left_angles": np.array([0, n(-0.22, 0.13), n(-0.1, 0.13)]),
             "caudate": np.array([-13 * self.ax, b.spine_front(70) - 34, n(80, 5) + zl]),
             "hollow": np.array([n(10, 5) * self.ax, 14.0 * self.ay, n(18, 5) + zl * 0.6]),
-            "fossa": np.array([-(b.spine_radius * 1.2 + 36), b.spine(0)[1] + 36, 4 + 0.35 * zl]),
+            "fossa": np.array([-(b.spine_radius * 1.2 + 34), b.spine(0)[1] + 46, 6 + 0.35 * zl]),
             "groove": np.array([n(36, 4) * self.ax, b.spine_front(100) - 4, n(100, 4) + zl]),
             "groove_axes": np.array([n(42, 4) * self.ax, n(36, 4) * self.ay, n(48, 4)]),
-            "fossa_axes": np.array([29.0 * room, 33.0 * room, 56.0 * room]),
+            "fossa_axes": np.array([30.0 * room, 43.0 * room, 62.0 * room]),
             "hollow_axes": np.array([n(62, 4) * self.ax, n(58, 4) * self.ay, n(50, 4)]),
         }
         scale = self._fit(lambda k: self._liver_at(k, pose), self.targets["liver"] * 1.22)
@@ -661,7 +661,7 @@ class Builder:
 
     def _great_vessels(self) -> None:
         b, n, c = self.body, self._n, self.canvas
-        ra = self._u(7.5, 12) * (1.06 if not b.female else 0.95)
+        ra = self._u(7.4, 11.6) * (1.06 if not b.female else 0.95)
         bow = n(0, 3.5)  # an old aorta winds
         front = b.spine_front
         bifurcation = n(-90, 11)
@@ -830,7 +830,7 @@ class Builder:
             turn + vector(0, -6, n(0, 3)),
             end,
         ]
-        widths = np.array([10, 14, 12.5, 8, 8.5, 9, 9.5, 7]) * np.exp(self.r.normal(0, 0.12, 8))
+        widths = np.array([9, 12.5, 11.5, 8, 8.5, 9, 9.5, 7]) * np.exp(self.r.normal(0, 0.12, 8))
         widths[:3] *= u(0.8, 1.2)
         widths[5:] *= u(0.75, 1.3)
         body = Tube(self._course(course, 2.0), widths, (1, u(0.75, 1.05), u(0.95, 1.35)))
@@ -840,7 +840,7 @@ class Builder:
             through(
                 [head + vector(4, 4, -14), head + vector(16, 2, -16), (n(-6, 4), aorta_y - 15, head[2] - n(4, 3))], 3
             ),
-            np.array([8, 6.5, 4.5]) * u(0.7, 1.2),
+            np.array([7, 6, 4.5]) * u(0.6, 1.2),
         )
         over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], T.ARTERY)
         self._clear(body, (*BOWEL, T.LIVER))
@@ -992,8 +992,9 @@ class Builder:
                 steps = np.stack([side * np.sin(way), np.cos(way), 0 * way], 1) * length / 2
                 leaf = fork + np.vstack([np.zeros(3), np.cumsum(steps, axis=0)])
                 parts.append(Tube(leaf, [thick[k + 1], thick[k + 1], 0.75 * thick[k + 1]], (1, 1, stretch)))
-        if form == "V" or n(0, 1) > 0.8:  # a body where the leaves meet
-            parts.append(Tube(middle + np.array([(0, 0, 6.0), (0, 0, -6.0)]), u(2.6, 4.2)))
+        if n(0, 1) > -1.0:  # a body where the leaves meet
+            half = np.array((0, 0, u(0.15, 0.4) * height))
+            parts.append(Tube(np.array([middle + half + lean * -0.2, middle - half + lean * 0.2]), u(2.6, 4.4)))
         return parts
 
     @staticmethod
