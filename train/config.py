@@ -182,7 +182,7 @@ class Training:
     momentum: Annotated[float, Real(0, 0.9999)]
     weight_decay: Annotated[float, Real(0, 1)]
     foreground_oversampling: Annotated[float, Real(0, 1)]
-    augmentation: Annotated[str, Choice(("nnunet", "intensity", "none"))]
+    augmentation: Annotated[str, Choice(("nnunet", "gentle", "intensity", "none"))]
     mirroring: Annotated[bool, Switch()]
     device: Annotated[str, Choice(("auto", "cpu", "cuda"))]
     cpu_precision: Annotated[str, Choice(("auto", "bfloat16", "float32"))]
