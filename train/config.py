@@ -273,6 +273,8 @@ class Config:
         least = 4 if self.loop.held_out else 2
         if self.training.folds < least:
             _refuse("training.folds", self.training.folds, f"at least {least} with loop.held_out {self.loop.held_out}")
+        if self.labelling.mirroring and not self.training.mirroring:
+            _refuse("labelling.mirroring", True, "false where training.mirroring is false: the models never saw a flip")
 
     @classmethod
     def from_tables(cls, tables: Mapping[str, Any]) -> Self:
