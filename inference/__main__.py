@@ -35,7 +35,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--precision", choices=("auto", "f32"), default="auto", help="f32: no bf16 (CPU), no TF32 (GPU)"
     )
     parser.add_argument("--step", type=float, help="window step as a fraction of the patch; default: the plan's")
-    parser.add_argument("--mirror", action="store_true", help="average the logits over all eight flips (slower)")
+    parser.add_argument(
+        "--mirror",
+        action="store_true",
+        help="average the logits over all eight flips (slower; for networks trained with flips)",
+    )
     parser.add_argument("--no-postprocessing", action="store_true", help="leave the network's labels as they are")
     parser.add_argument("--report", type=Path, help="JSON with volumes, seconds, memory and warnings, outside OUTPUTS")
     parsed = parser.parse_args(arguments)

@@ -11,8 +11,9 @@ from typing import Any
 from inference.organs import BACKGROUND
 from inference.volume import Shape, Spacing, atomic_write
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PLAN_NAME = "plan.json"
+AXES = (0, 1, 2)
 
 
 class BundleError(ValueError):
@@ -61,7 +62,9 @@ class Plan:
     ``classes``: names of the output channels; a voxel's label is its channel's index, so 0 is background.
     ``orientation``: the directions in which x, y, z grow: L or R, P or A, S or I.
     ``organ_minima_mm3``: smallest volume of an organ in the labelled training set, for the first post-processing rule
-    (paper section 2.3); organs without one skip that rule. ``provenance``: free, where the network came from.
+    (paper section 2.3); organs without one skip that rule. ``mirrored_axes``: axes along which training flipped its
+    patches (0 z, 1 y, 2 x); test-time mirroring along another gives nonsense. ``provenance``: free, where the network came
+    from.
     """
 
     format_version: int
@@ -73,6 +76,7 @@ class Plan:
     classes: tuple[str, ...]
     intensity: Intensity
     organ_minima_mm3: Mapping[str, float]
+    mirrored_axes: tuple[int, ...] = AXES
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -100,7 +104,20 @@ class Plan:
         for name, volume in self.organ_minima_mm3.items():
             _expect(name in self.classes[1:], "organ_minima_mm3", name, "organs named in classes")
             _expect(_is_number(volume) and volume >= 0, f"organ_minima_mm3.{name}", volume, "a volume in mm3")
+        axes = self.mirrored_axes
+        distinct = isinstance(axes, tuple) and all(type(axis) is int for axis in axes) and len(set(axes)) == len(axes)
+        _expect(distinct and set(axes) <= set(AXES), "mirrored_axes", axes, "a list of axes: 0, 1, 2, each once")
         _expect(isinstance(self.provenance, Mapping), "provenance", self.provenance, "an object")
+
+    def check_mirroring(self, axes: tuple[int, ...]) -> None:
+        """Raise BundleError where test-time mirroring along ``axes`` is asked for and training had none."""
+        unknown = [axis for axis in axes if axis not in self.mirrored_axes]
+        if unknown:
+            trained = _axis_names(self.mirrored_axes) or "none"
+            raise BundleError(
+                f"test-time mirroring along {_axis_names(axes)}; expected none but the axes that training flipped, here "
+                f"{trained} (field 'mirrored_axes')"
+            )
 
     def to_json(self) -> str:
         """The text of plan.json."""
@@ -113,10 +130,13 @@ class Plan:
             content = json.loads(text)
         except json.JSONDecodeError as error:
             raise BundleError(f"not valid JSON ({error})") from error
+        if isinstance(content, dict) and content.get("format_version") == 1 and "mirrored_axes" not in content:
+            # Format 1 did not say; its reader mirrored whatever it was given.
+            content |= {"format_version": FORMAT_VERSION, "mirrored_axes": list(AXES)}
         values = _known_fields(Plan, content, "")
         values["model"] = Model(**_known_fields(Model, values["model"], "model."))
         values["intensity"] = Intensity(**_known_fields(Intensity, values["intensity"], "intensity."))
-        for name in ("spacing", "patch", "classes"):
+        for name in ("spacing", "patch", "classes", "mirrored_axes"):
             _expect(isinstance(values[name], list), name, values[name], "a list")
             values[name] = tuple(values[name])
         return Plan(**values)
@@ -176,6 +196,10 @@ def _known_fields(kind: type, content: object, prefix: str) -> dict[str, Any]:
 def _expect(holds: bool, name: str, found: object, expected: str) -> None:
     if not holds:
         raise BundleError(f"field {name!r} is {found!r}; expected {expected}")
+
+
+def _axis_names(axes: tuple[int, ...]) -> str:
+    return ", ".join("zyx"[axis] for axis in axes)
 
 
 def _is_number(value: object) -> bool:

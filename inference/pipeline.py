@@ -77,12 +77,13 @@ class Stopwatch:
 
 
 class Segmenter:
-    """A loaded bundle, ready for any number of scans."""
+    """A loaded bundle, ready for any number of scans. Raises BundleError for mirroring that the network never learned."""
 
     def __init__(self, bundle: Bundle, engine: Engine, options: Options | None = None) -> None:
         self.plan = bundle.plan
         self.engine = engine
         self.options = options or Options()
+        self.plan.check_mirroring(self.options.mirror_axes)
 
     def logits(self, image: Floats, progress: Progress | None = None) -> Iterator[Floats]:
         """Logits of a scan on the working grid, in HU (z, y, x), as consecutive slabs (classes, n, y, x)."""

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from inference.bundle import Bundle, Intensity, Model, Plan, write_bundle
+from inference.bundle import FORMAT_VERSION, Bundle, Intensity, Model, Plan, write_bundle
 from inference.organs import CLASSES
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -67,7 +67,7 @@ def level_model(
 def make_plan(model: bytes, **changes: Any) -> Plan:
     """A plan on a 4 x 2 x 2 mm grid where 10 HU are one level of ``level_model``."""
     values: dict[str, Any] = {
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "model": Model("model.onnx", hashlib.sha256(model).hexdigest()),
         "orientation": "LPS",
         "spacing": (4.0, 2.0, 2.0),

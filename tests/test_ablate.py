@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inference.bundle import read_bundle
-from tests.conftest import block_levels, block_scan, save_nifti
+from inference.bundle import read_bundle, write_bundle
+from tests.conftest import block_levels, block_scan, make_bundle, save_nifti
 from train import ablate
 from train.__main__ import main
 from train.ablate import AblationError, Result, ablation_csv, ablation_markdown, parse_grid, segmenter_of, setting_name
@@ -119,3 +119,14 @@ def test_a_data_set_without_a_test_split_is_named(
 ) -> None:
     assert call(tmp_path, weights, tmp_path / "out") == 2
     assert "imagesTs" in caplog.text
+
+
+def test_mirroring_that_training_never_showed_is_refused_before_anything_is_measured(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = tmp_path / "weights"
+    write_bundle(weights, make_bundle(mirrored_axes=()))
+    out = tmp_path / "out"
+    assert call(data, weights, out, "step=0.9", "mirror=off,on") == 2
+    assert "mirrored_axes" in caplog.text
+    assert not out.exists()

@@ -40,6 +40,21 @@ def test_a_missing_field_is_named(path: str) -> None:
         Plan.from_json(json.dumps(content))
 
 
+def test_a_plan_of_the_first_format_is_still_read_and_may_be_mirrored() -> None:
+    content = json.loads(PLAN.to_json())
+    del content["mirrored_axes"]
+    plan = Plan.from_json(json.dumps(content | {"format_version": 1}))
+    assert plan.mirrored_axes == (0, 1, 2)
+
+
+def test_mirroring_that_training_never_showed_is_refused() -> None:
+    plan = make_plan(level_model(), mirrored_axes=(2,))
+    plan.check_mirroring(())
+    plan.check_mirroring((2,))
+    with pytest.raises(BundleError, match=r"along z, y, x; .* here x \(field 'mirrored_axes'\)"):
+        plan.check_mirroring((0, 1, 2))
+
+
 @pytest.mark.parametrize("path", ["colour", "model.size", "intensity.median"])
 def test_an_unknown_field_is_named(path: str) -> None:
     with pytest.raises(BundleError, match=f"'{path}' is unknown"):
@@ -49,7 +64,9 @@ def test_an_unknown_field_is_named(path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
-        ("format_version", 2, "expected 1"),
+        ("format_version", 3, "expected 2"),
+        ("mirrored_axes", [0, 0], "each once"),
+        ("mirrored_axes", [3], "0, 1, 2"),
         ("orientation", "SLP", "such as LPS"),
         ("orientation", "LPX", "such as LPS"),
         ("orientation", 3, "such as LPS"),

@@ -91,3 +91,9 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
     path.write_text("epochs = = 3", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"bad\.toml"):
         load_config(path)
+
+
+def test_mirroring_while_labelling_needs_models_that_saw_flips() -> None:
+    with pytest.raises(ConfigError, match=r"labelling\.mirroring is True; expected false"):
+        load_config(settings=["training.mirroring=false", "labelling.mirroring=true"])
+    assert load_config(settings=["labelling.mirroring=true"]).labelling.mirroring

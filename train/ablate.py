@@ -210,6 +210,8 @@ def run(args: argparse.Namespace) -> int:
         settings = parse_grid(args.grid)
         cases = held_out_cases(args.data, load_config(args.config).data)
         bundle = read_bundle(args.weights)
+        if any(SWITCH[setting.get("mirror", "off")] for setting in settings):
+            bundle.plan.check_mirroring(ALL_AXES)  # before hours are spent on the other settings
         engine = load_engine(bundle).name
         check_same_ablation(args.out, bundle, engine)
         results = ablate(cases, bundle, settings, args.out)

@@ -182,7 +182,7 @@ class Training:
     momentum: Annotated[float, Real(0, 0.9999)]
     weight_decay: Annotated[float, Real(0, 1)]
     foreground_oversampling: Annotated[float, Real(0, 1)]
-    augmentation: Annotated[str, Choice(("nnunet", "intensity", "none"))]
+    augmentation: Annotated[str, Choice(("nnunet", "gentle", "intensity", "none"))]
     mirroring: Annotated[bool, Switch()]
     device: Annotated[str, Choice(("auto", "cpu", "cuda"))]
     cpu_precision: Annotated[str, Choice(("auto", "bfloat16", "float32"))]
@@ -273,6 +273,8 @@ class Config:
         least = 4 if self.loop.held_out else 2
         if self.training.folds < least:
             _refuse("training.folds", self.training.folds, f"at least {least} with loop.held_out {self.loop.held_out}")
+        if self.labelling.mirroring and not self.training.mirroring:
+            _refuse("labelling.mirroring", True, "false where training.mirroring is false: the models never saw a flip")
 
     @classmethod
     def from_tables(cls, tables: Mapping[str, Any]) -> Self:

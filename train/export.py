@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inference.bundle import FORMAT_VERSION, Bundle, Intensity, Model, Plan, write_bundle
+from inference.bundle import AXES, FORMAT_VERSION, Bundle, Intensity, Model, Plan, write_bundle
 from inference.organs import CLASSES
 from inference.volume import ORIENTATION, Shape
 from train import nnunet
@@ -123,6 +123,7 @@ def export(
         classes=CLASSES,
         intensity=_intensity(plans),
         organ_minima_mm3=json.loads(workspace.organ_minima.read_text(encoding="utf-8")),
+        mirrored_axes=AXES if config.training.mirroring else (),
         provenance=provenance,
     )
     bundle = Bundle(plan, model)

@@ -16,6 +16,7 @@ from train.phantom.disease import Disease, LesionTissue
 from train.phantom.tissue import BOWEL, ORGAN_TISSUES, T
 
 Doubles = NDArray[np.float64]
+SETTLING = 0.7  # a removed organ's bed shrinks to 1 / (1 + this) of its width
 BONES = (T.CORTICAL, T.SPONGY, T.CARTILAGE, T.DISC, T.CANAL)
 
 
@@ -33,7 +34,7 @@ def settle(field: Field, body: Body, disease: Disease) -> Field:
     inside = np.clip(field.cavity / 25, 0, 1) * np.clip((np.abs(here[0]) - body.spine_radius) / 30, 0, 1)
     for centre in beds:
         away = [p - c for p, c in zip(here, centre, strict=True)]
-        weight = 0.7 * inside * np.exp(-sum(a * a for a in away) / 48.0**2)
+        weight = SETTLING * inside * np.exp(-sum(a * a for a in away) / 48.0**2)
         for d, a in zip(moved, away, strict=True):
             d += weight * a
     dx, dy, dz = (m.astype(np.float32) for m in moved)
@@ -188,9 +189,10 @@ def _after_resection(builder: Builder, organ: str, r: np.random.Generator) -> No
     assert isinstance(bed, Ellipsoid)
     medial = {"gallbladder": (0.0, 0.0, 0.6), "right_kidney": (0.5, -0.1, 0.0)}.get(organ, (-0.5, -0.1, 0.0))
     centre = bed.at(*medial)
+    size = 1.0 if organ == "gallbladder" else 1.0 + SETTLING  # what lies in a bed shrinks with it
     for _ in range(int(r.integers(3, 8))):
         angles = (float(r.uniform(-1, 1)), float(r.uniform(-1, 1)), 0.0)
-        clip = Ellipsoid(centre + r.normal(0, 7, 3), (2.0, 2.0, 4.5), angles)
+        clip = Ellipsoid(centre + r.normal(0, 7, 3), size * vector(2.0, 2.0, 4.5), angles)
         builder.canvas.paint(clip, T.METAL, (T.FAT, *BOWEL, T.VEIN, T.ARTERY, T.PORTAL, *ORGAN_TISSUES["liver"]))
     loops, content = int(r.integers(1, 4)), (T.STOOL, T.BOWEL_FLUID, T.BOWEL_GAS)
     if organ == "gallbladder":

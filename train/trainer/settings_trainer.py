@@ -18,6 +18,7 @@ import torch
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -25,6 +26,10 @@ log = logging.getLogger("train.trainer")
 
 POLY_EXPONENT = 0.9  # nnU-Net's polynomial decay
 GRADIENT_NORM = 12.0  # nnU-Net's clipping
+# The augmentation "gentle": radians about each axis, and by how much a patch grows or shrinks.
+GENTLE_ROTATION = float(np.deg2rad(8))
+GENTLE_SCALING = (0.85, 1.18)
+GENTLE_PROBABILITY = 0.4
 
 
 class QuietLogger(MetaLogger):  # type: ignore[misc]
@@ -177,6 +182,9 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
         rotation, flat, initial_patch, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         if self.settings["augmentation"] != "nnunet":
             flat, initial_patch = False, self.configuration_manager.patch_size
+        if self.settings["augmentation"] == "gentle":
+            rotation = (-GENTLE_ROTATION, GENTLE_ROTATION)
+            initial_patch = get_patch_size(initial_patch, rotation, rotation, rotation, GENTLE_SCALING)
         if not self.settings["mirroring"]:
             axes, self.inference_allowed_mirroring_axes = (), None
         return rotation, flat, initial_patch, axes
@@ -186,11 +194,17 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
         transforms = super().get_training_transforms(*args, **keywords)
         left_out: dict[str, tuple[type, ...]] = {
             "nnunet": (),
+            "gentle": (),
             "intensity": (SpatialTransform,),
             "none": (SpatialTransform, RandomTransform),
         }
         drop = left_out[self.settings["augmentation"]]
-        return ComposeTransforms([transform for transform in transforms.transforms if not isinstance(transform, drop)])
+        kept = [transform for transform in transforms.transforms if not isinstance(transform, drop)]
+        if self.settings["augmentation"] == "gentle":
+            for transform in kept:
+                if isinstance(transform, SpatialTransform):
+                    be_gentle(transform)
+        return ComposeTransforms(kept)
 
     # Arithmetic on a CPU
 
@@ -284,6 +298,17 @@ def seed_everything(seed: int, fold: int | str, epoch: int) -> None:
     random.seed(int(state))
     np.random.seed(int(state))
     torch.manual_seed(int(state))
+
+
+def be_gentle(transform: SpatialTransform) -> None:
+    """Turn and scale a patch as far as patients differ, not as far as nnU-Net goes, and often; labels to the nearest voxel.
+
+    nnU-Net interpolates the border of every class, which takes nine tenths of the time with twenty classes.
+    """
+    transform.rotation = (-GENTLE_ROTATION, GENTLE_ROTATION)
+    transform.scaling = GENTLE_SCALING
+    transform.p_rotation = transform.p_scaling = GENTLE_PROBABILITY
+    transform.mode_seg = "nearest"
 
 
 def replace_file(path: Path, content: bytes) -> None:
