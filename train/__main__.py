@@ -14,6 +14,7 @@ log = logging.getLogger("train")
 # command: (module with add_arguments(parser) and run(args) -> exit code, one line of help)
 COMMANDS = {
     "phantom": ("train.phantom", "write a FLARE22 data set of synthetic abdomens with known truth"),
+    "phantom-sheet": ("train.phantom.sheet", "a contact sheet of synthetic abdomens, as PNG"),
     "fit": ("train.fit", "prepare a data set, train one nnU-Net, export its bundle"),
     "loop": ("train.loop", "self-training: from labelled and unlabelled scans to one bundle"),
     "status": ("train.status", "where a loop is: iteration, fold, epoch, cases, time left"),
