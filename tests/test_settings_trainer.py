@@ -63,3 +63,18 @@ def test_random_states_differ_between_folds_and_epochs_but_not_between_runs(trai
 
     assert draw(0, 1) == draw(0, 1)
     assert len({draw(0, 1), draw(1, 1), draw(0, 2), draw("all", 1)}) == 4
+
+
+def test_a_training_starts_from_a_checkpoint_and_refuses_another_networks(trainer: ModuleType, tmp_path: Path) -> None:
+    class Training:
+        fold = "all"
+        device = torch.device("cpu")
+        network = torch.nn.Conv3d(1, 2, 3)
+
+    path = tmp_path / "checkpoint_final.pth"
+    torch.save({"network_weights": {"weight": torch.full((2, 1, 3, 3, 3), 0.5), "bias": torch.zeros(2)}}, path)
+    trainer.SettingsTrainer.load_initial_weights(Training(), path)
+    assert float(Training.network.weight.detach().mean()) == 0.5
+    torch.save({"network_weights": {"weight": torch.zeros((3, 1, 3, 3, 3)), "bias": torch.zeros(3)}}, path)
+    with pytest.raises(ValueError, match="weights of another network"):
+        trainer.SettingsTrainer.load_initial_weights(Training(), path)

@@ -81,6 +81,16 @@ class Name:
 
 
 @dataclass(frozen=True)
+class Text:
+    """Any text, such as a path."""
+
+    def read(self, value: object) -> str:
+        if not isinstance(value, str):
+            raise ConfigError("a text")
+        return value
+
+
+@dataclass(frozen=True)
 class Each:
     """A list whose entries are all ``item``; ``length`` of them where it is given."""
 
@@ -191,6 +201,7 @@ class Training:
     seed: Annotated[int, Whole(0, 2**31 - 1)]
     deterministic: Annotated[bool, Switch()]
     final_validation: Annotated[bool, Switch()]
+    start_from: Annotated[str, Text()]
 
     def __post_init__(self) -> None:
         if self.deterministic and self.max_minutes:

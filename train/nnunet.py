@@ -151,10 +151,15 @@ def preprocess(dataset: str, config: Config, workspace: Workspace, earlier: Sequ
 def set_training(training: Training, dataset: str, workspace: Workspace, warm_start: str | None = None) -> None:
     """Write the training's settings into the plan, where the trainer reads them; the rest of the plan stays.
 
-    ``warm_start``: a data set of this run whose models the training starts from, fold by fold.
+    ``warm_start``: a data set of this run whose models the training starts from, fold by fold; without one, the checkpoint
+    of ``training.start_from``, if any. Raises TrainingError where that does not exist.
     """
     plans = read_plans(dataset, workspace)
-    initial = None if warm_start is None else str(workspace.model(warm_start).resolve())
+    start = Path(training.start_from).resolve() if training.start_from else None
+    if start is not None and not start.is_file():
+        raise TrainingError(f"training.start_from is {training.start_from!r}; expected the checkpoint of a training")
+    source = start if warm_start is None else workspace.model(warm_start).resolve()
+    initial = None if source is None else str(source)
     wanted = plans | {"training": asdict(training) | {"initial_weights": initial}}
     if wanted != plans:
         _write_json(workspace.plans(dataset), wanted)

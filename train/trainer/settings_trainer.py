@@ -219,14 +219,19 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
         if self.bfloat16:
             self.network.to(memory_format=torch.channels_last_3d)
 
-    def load_initial_weights(self, model: Path) -> None:
-        """Warm start: the weights that the same fold of another training of this network ended with."""
+    def load_initial_weights(self, source: Path) -> None:
+        """Warm start: the weights of a checkpoint, or those that the same fold of another model ended with.
+
+        Raises ValueError where they are another network's.
+        """
         fold = 0 if self.fold == "all" else self.fold
-        checkpoint = torch.load(
-            model / f"fold_{fold}" / "checkpoint_final.pth", map_location=self.device, weights_only=False
-        )
+        path = source if source.is_file() else source / f"fold_{fold}" / "checkpoint_final.pth"
+        checkpoint = torch.load(path, map_location=self.device, weights_only=False)
         network: Any = getattr(self.network, "_orig_mod", self.network)  # torch.compile wraps it
-        network.load_state_dict(checkpoint["network_weights"])
+        try:
+            network.load_state_dict(checkpoint["network_weights"])
+        except RuntimeError as error:
+            raise ValueError(f"{path}: weights of another network; expected this run's, in size and classes") from error
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's. It turns autocast off on a CPU; here the network alone runs in bfloat16, the loss in float32."""
