@@ -104,8 +104,9 @@ class World:
         self.trained[f"{dataset} {fold}"] = cases, config.training, warm_start
         atomic_write(final, json.dumps(content).encode())
 
-    def export(self, checkpoint, dataset, config, workspace, out, parity_case=None) -> None:
-        assert parity_case == ("L1" if checkpoint.parent.name == "fold_all" else None)
+    def export(self, checkpoint, dataset, config, workspace, out, parity_case=None, auxiliary=False) -> None:
+        final = checkpoint.parent.name == "fold_all"
+        assert (parity_case, auxiliary) == (("L1", False) if final else (None, True))
         out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / PLAN_NAME, hashlib.sha256(checkpoint.read_bytes()).hexdigest().encode())
 
@@ -117,9 +118,12 @@ class World:
                 raise ValueError(f"{case} is broken")
             self.done[f"label {number} {case}"] += 1
             value = self.agreement(number, case)
-            atomic_write(workspace.pseudo_label(number, case), f"{number} {case}".encode())
+            files = loop.files_of(case, number, config, workspace)
+            for path in (files.label, files.training_label):
+                if path is not None:
+                    atomic_write(path, f"{number} {case}".encode())
             values = {name: value if name == "pancreas" else 0.99 for name in ORGAN_NAMES}
-            write_row(workspace.row(number, case), Row(case, 5, Agreement(values), {}, 0.1, None, {"network": 2.0}))
+            write_row(files.row, Row(case, 5, Agreement(values), {}, 0.1, None, {"network": 2.0}))
 
         return label
 
@@ -343,8 +347,25 @@ def test_what_is_wrong_with_the_data_is_said_before_any_work(world: World) -> No
         (world.data / "labelsTr" / f"L{number}.nii.gz").unlink()
     with pytest.raises(DatasetError, match="4 labelled cases; expected at least 5"):
         loop.find_cases(world.data, config)
-    with pytest.raises(ConfigError, match="pseudo-labels hold organs alone"):
-        loop.find_cases(world.data, load_config(settings=['data.auxiliary_classes=["bone"]']))
+
+
+def test_auxiliary_classes_pass_from_the_labelled_cases_to_the_accepted_ones(world: World, tmp_path: Path) -> None:
+    setting = 'data.auxiliary_classes=["bone", "lung"]'
+    with pytest.raises(DatasetError, match="auxiliaryTr: not a folder"):
+        self_train(world, tmp_path / "run", setting)
+    (world.data / "auxiliaryTr").mkdir()
+    for number in range(1, 8):
+        (world.data / "auxiliaryTr" / f"L{number}.nii.gz").touch()
+    workspace = self_train(world, tmp_path / "run", setting)
+    path = workspace.raw_dataset(iteration_dataset(1))
+    content = json.loads(path.read_text())
+    assert list(content["labels"])[-3:] == ["left_kidney", "bone", "lung"]
+    labels = {case: (path.parent / files["label"]).resolve() for case, files in content["dataset"].items()}
+    assert labels["L3"] == workspace.training_label("L3").resolve()
+    assert labels["U3"] == workspace.training_pseudo_label(0, "U3").resolve()
+    assert labels["U3"].exists()
+    plain = self_train(world, tmp_path / "plain")
+    assert not plain.training_pseudo_label(0, "U3").exists()
 
 
 @pytest.mark.parametrize(

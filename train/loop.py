@@ -21,10 +21,10 @@ from inference.volume import atomic_write
 from train import cluster, nnunet
 from train.budget import expected, measure_scans
 from train.cluster import CaseWork, Executor, Job, Labels, Tick
-from train.config import Config, ConfigError, load_config
+from train.config import Config, load_config
 from train.dataset import Case, DatasetError, labelled_cases, unlabelled_cases
 from train.export import export
-from train.labelling import Labeller, read_row
+from train.labelling import Files, Labeller, read_row
 from train.lock import locked
 from train.prepare import prepare, write_organ_minima
 from train.record import command_words, note, record_settings, record_start
@@ -137,20 +137,15 @@ def self_train(
             fit_folds(iteration, config, workspace, executor, tick)
             label(iteration, config, workspace, executor, tick)
             choose(iteration, config, workspace)
-        iteration = following(iteration, workspace)
+        iteration = following(iteration, config, workspace)
     fit_final(iteration, config, workspace, executor, tick)
 
 
 def find_cases(data: Path, config: Config) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     """Labelled and unlabelled cases of a data set, and all that can be known to be wrong before any work.
 
-    Raises DatasetError or ConfigError.
+    Raises DatasetError.
     """
-    if config.data.auxiliary_classes:
-        raise ConfigError(
-            f"data.auxiliary_classes is {config.data.auxiliary_classes!r}; expected none: pseudo-labels hold organs alone, "
-            "so a loop would teach that the other tissue is background"
-        )
     labelled = labelled_cases(data, config.data)
     if len(labelled) < config.training.folds:
         raise DatasetError(
@@ -242,15 +237,19 @@ def fit(dataset: str, fold: int | str, out: Path, config: Config, workspace: Wor
         nnunet.train(dataset, fold, config, workspace, warm_start)
         if not (out / PLAN_NAME).exists():
             # The model that leaves the run is held against nnU-Net's own predictor, the others are not worth the time.
-            parity_case = nnunet.read_cases(dataset, workspace)[0] if fold == FINAL_FOLD else None
-            export(workspace.final_checkpoint(dataset, fold), dataset, config, workspace, out, parity_case)
+            # And it alone folds auxiliary classes into the background: the others teach them to the next iteration.
+            final = fold == FINAL_FOLD
+            case = nnunet.read_cases(dataset, workspace)[0] if final else None
+            export(workspace.final_checkpoint(dataset, fold), dataset, config, workspace, out, case, not final)
 
 
 def label(iteration: Iteration, config: Config, workspace: Workspace, executor: Executor, tick: Tick) -> None:
     """All models of the iteration on all unlabelled cases: a pseudo-label and a row each. Raises LoopError."""
     number, workspace = iteration.number, _absolute(workspace)
-    for folder in (workspace.pseudo_labels(number), workspace.rows(number), workspace.failures(number)):
-        folder.mkdir(parents=True, exist_ok=True)
+    files = files_of("case", number, config, workspace)
+    for path in (files.label, files.training_label, files.row, workspace.failure(number, "case")):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
     todo = [
         case
         for case in iteration.cases.unlabelled
@@ -278,17 +277,22 @@ def load_labeller(
     labeller = Labeller(bundles, config.labelling, config.cluster.labelling_threads, device)
 
     def work(case: str) -> None:
-        before = workspace.pseudo_label(number - 1, case)
-        labeller.label(
-            workspace.image(case),
-            workspace.pseudo_label(number, case),
-            workspace.row(number, case),
-            leave_out.get(case, ()),
-            before if number and before.exists() else None,
-        )
+        labeller.label(files_of(case, number, config, workspace), leave_out.get(case, ()))
         log.info("labelled %s", case)
 
     return work
+
+
+def files_of(case: str, number: int, config: Config, workspace: Workspace) -> Files:
+    """What labelling a case in an iteration reads and writes."""
+    before = workspace.pseudo_label(number - 1, case)
+    return Files(
+        image=workspace.image(case),
+        label=workspace.pseudo_label(number, case),
+        row=workspace.row(number, case),
+        training_label=workspace.training_pseudo_label(number, case) if config.data.auxiliary_classes else None,
+        previous=before if number and before.exists() else None,
+    )
 
 
 def choose(iteration: Iteration, config: Config, workspace: Workspace) -> Selection:
@@ -302,7 +306,7 @@ def choose(iteration: Iteration, config: Config, workspace: Workspace) -> Select
     return selection
 
 
-def following(iteration: Iteration, workspace: Workspace) -> Iteration:
+def following(iteration: Iteration, config: Config, workspace: Workspace) -> Iteration:
     """The iteration after one that is done. Says so loudly where nothing was accepted."""
     number = iteration.number
     accepted = read_selection(workspace.selection(number)).accepted
@@ -313,7 +317,8 @@ def following(iteration: Iteration, workspace: Workspace) -> Iteration:
             number,
             workspace.selection(number),
         )
-    return Iteration(number + 1, iteration.cases, {case: workspace.pseudo_label(number, case) for case in accepted})
+    label = workspace.training_pseudo_label if config.data.auxiliary_classes else workspace.pseudo_label
+    return Iteration(number + 1, iteration.cases, {case: label(number, case) for case in accepted})
 
 
 def iteration_settings(number: int, config: Config) -> Config:

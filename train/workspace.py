@@ -84,6 +84,10 @@ class Workspace:
         """A case's pseudo-label on the working grid."""
         return self.pseudo_labels(number) / f"{case}.nii.gz"
 
+    def training_pseudo_label(self, number: int, case: str) -> Path:
+        """Its organs and auxiliary classes, where a run has any: what the next iteration learns."""
+        return self.iteration(number) / "auxiliary" / f"{case}.nii.gz"
+
     def rows(self, number: int) -> Path:
         return self.iteration(number) / "rows"
 
