@@ -178,6 +178,17 @@ def refuse_to_load() -> Callable[[str], None]:
     raise ValueError("no such bundle")
 
 
+def test_workers_that_die_while_they_load_stop_the_labelling(local: RayCluster, tmp_path: Path) -> None:
+    labels = Labels(die_while_loading, CASES, 2, {}.__setitem__, tmp_path / "log")
+    with pytest.raises(ClusterError, match=f"{2 * local.labelling_slots} labelling workers in a row died"):
+        local.label(labels, nothing)
+
+
+def die_while_loading() -> Callable[[str], None]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
 # With Ray, on two hosts that are processes of this machine.
 
 

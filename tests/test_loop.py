@@ -157,6 +157,7 @@ def self_train(world: World, run: Path, *settings: str) -> Workspace:
     if not workspace.provenance.exists():
         atomic_write(workspace.provenance, b"{}")
     labelled, unlabelled = loop.find_cases(world.data, config)
+    loop.check_data([*labelled, *unlabelled], workspace)
     loop.self_train(labelled, unlabelled, config, workspace, Inline())
     return workspace
 
@@ -333,10 +334,15 @@ def test_a_finished_loop_started_again_does_nothing(world: World, tmp_path: Path
     assert not world.done
 
 
-def test_a_run_refuses_other_cases(world: World, tmp_path: Path) -> None:
+def test_a_run_refuses_other_cases_and_others_of_the_same_name(world: World, tmp_path: Path) -> None:
     self_train(world, tmp_path / "run")
     (world.data / "unlabeled" / "U9_0000.nii.gz").touch()
     with pytest.raises(loop.LoopError, match="1 differ, such as U9"):
+        self_train(world, tmp_path / "run")
+    (world.data / "unlabeled" / "U9_0000.nii.gz").unlink()
+    for folder, case in (("labelsTr", "L2"), ("unlabeled", "U3_0000")):
+        (world.data / folder / f"{case}.nii.gz").write_bytes(b"another patient")
+    with pytest.raises(loop.LoopError, match="2 differ, such as L2"):
         self_train(world, tmp_path / "run")
 
 

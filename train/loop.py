@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 FIXED = ("data", "prepare", "network", "training", "loop", "labelling", "inference", "export")
 # Seconds that a training waits for one of a lost host that may not have noticed yet.
 PATIENCE = 300.0
+# Seconds that a start waits for the run: `status` holds its lock for a moment, to see whether anybody does.
+GLANCE = 1.0
 FINAL_FOLD = "all"
 
 
@@ -100,8 +102,9 @@ def run(arguments: argparse.Namespace) -> int:
             budget.check_disk(workspace.root)
         if arguments.dry_run:
             return 0
-        with locked(workspace.lock):
+        with locked(workspace.lock, GLANCE):
             _log_into(workspace.log)
+            check_data([*labelled, *unlabelled], workspace)
             record_settings(config, workspace, FIXED)
             record_start(command_words("loop", arguments), arguments.data, workspace)
             cores = config.training.threads, config.cluster.labelling_threads
@@ -158,11 +161,24 @@ def find_cases(data: Path, config: Config) -> tuple[tuple[Case, ...], tuple[Case
     return labelled, unlabelled
 
 
+def check_data(cases: Sequence[Case], workspace: Workspace) -> None:
+    """Note which scans a run is about, or see that they are the same: names, and bytes of their files. Raises LoopError."""
+    found = {case.id: sum(path.stat().st_size for path in _files(case)) for case in cases}
+    if not workspace.data.exists():
+        _write_json(workspace.data, found)
+        return
+    recorded = json.loads(workspace.data.read_text(encoding="utf-8"))
+    changed = sorted(case for case in found.keys() | recorded.keys() if found.get(case) != recorded.get(case))
+    if changed:
+        raise LoopError(
+            f"{workspace.root} was started with other scans ({len(changed)} differ, such as {changed[0]}): use a new folder"
+        )
+
+
 def prepare_cases(labelled: Sequence[Case], unlabelled: Sequence[Case], config: Config, workspace: Workspace) -> Cases:
     """Bring every scan onto the working grid, once; who could be prepared stays fixed for the run. Raises LoopError."""
     if workspace.cases.exists():
         recorded = json.loads(workspace.cases.read_text(encoding="utf-8"))
-        _check_same_data({case.id for case in (*labelled, *unlabelled)}, recorded, workspace)
         return Cases(tuple(recorded["labelled"]), tuple(recorded["unlabelled"]))
     cases = Cases(prepare(labelled, config, workspace), prepare(unlabelled, config, workspace))
     if len(cases.labelled) < config.training.folds:
@@ -171,8 +187,7 @@ def prepare_cases(labelled: Sequence[Case], unlabelled: Sequence[Case], config: 
             f"{config.training.folds} (training.folds)"
         )
     write_organ_minima(cases.labelled, workspace)
-    found = {"found": sorted(case.id for case in (*labelled, *unlabelled))}
-    _write_json(workspace.cases, asdict(cases) | found)
+    _write_json(workspace.cases, asdict(cases))
     note({"labelled_cases": len(cases.labelled), "unlabelled_cases": len(cases.unlabelled)}, workspace)
     return cases
 
@@ -355,12 +370,8 @@ def _failed(iteration: Iteration, workspace: Workspace) -> set[str]:
     return {case for case in iteration.cases.unlabelled if workspace.failure(iteration.number, case).exists()}
 
 
-def _check_same_data(found: set[str], recorded: Mapping[str, Sequence[str]], workspace: Workspace) -> None:
-    changed = sorted(found ^ set(recorded["found"]))
-    if changed:
-        raise LoopError(
-            f"{workspace.root} was started with other cases ({len(changed)} differ, such as {changed[0]}): use a new folder"
-        )
+def _files(case: Case) -> list[Path]:
+    return [path for path in (case.image, case.label, case.auxiliary) if path is not None]
 
 
 def _counts(iteration: Iteration) -> tuple[int, int]:

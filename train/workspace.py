@@ -51,6 +51,11 @@ class Workspace:
         return self.root / "lock"
 
     @property
+    def data(self) -> Path:
+        """The scans that a loop was started on: size of the files of each case; written before any work."""
+        return self.root / "data.json"
+
+    @property
     def cases(self) -> Path:
         """Ids of the cases a loop works on; written when all of them are prepared."""
         return self.root / "cases.json"
