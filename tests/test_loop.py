@@ -604,16 +604,22 @@ def test_the_log_shows_where_the_run_is(toy: Toy) -> None:
 
 
 def kill_and_resume(toy: Toy, phantoms: Path, run: Path, kills: int, seed: int) -> None:
-    """The same loop, killed with SIGKILL at random moments and started again; finished files must stay as they are."""
-    moments, finished = random.Random(seed), {}
+    """The same loop, killed with SIGKILL at random moments and started again; finished files must stay as they are.
+
+    A moment is a random share of the finished files, and up to some seconds more: so kills spread over the whole loop.
+    """
+    draw, finished = random.Random(seed), {}
     command = toy_loop(phantoms, run, toy.threshold)
-    for _ in range(kills):
+    last = len(snapshot(toy.workspace.root)) - 1
+    for files in sorted(draw.randint(0, last) for _ in range(kills)):
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-        time.sleep(moments.uniform(0.1, 2) * toy.seconds / (kills + 1))
+        while len(snapshot(run)) < files and process.poll() is None:
+            time.sleep(0.2)
+        time.sleep(draw.uniform(0, 10))
         process.send_signal(signal.SIGKILL)
         process.wait()
         time.sleep(2)
-        now = snapshot(run) if run.exists() else {}
+        now = snapshot(run)
         assert {name: now[name] for name in finished} == finished
         finished = now
     run_to_the_end(command)
@@ -645,7 +651,7 @@ def test_killed_twice_at_random_moments_the_loop_ends_the_same(toy: Workspace, p
 
 @pytest.mark.long
 def test_killed_ten_times_at_random_moments_the_loop_ends_the_same(toy: Toy, phantoms: Path, tmp_path: Path) -> None:
-    kill_and_resume(toy, phantoms, tmp_path / "run", 10, seed=2)
+    kill_and_resume(toy, phantoms, tmp_path / "run", 10, seed=1)
     assert_same_result(toy.workspace, Workspace(tmp_path / "run"))
 
 
