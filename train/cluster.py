@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import time
 import zlib
@@ -297,11 +298,14 @@ def connect(address: str | None, run: Path, device: str, cores: tuple[int, int],
     import ray
 
     temporary = temporary_folder(run)
+    stop = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             _join(address)
         else:
             _start(temporary)
+        # Ray takes the signal that Docker and Slurm stop us with for a crash, and aborts.
+        signal.signal(signal.SIGTERM, stop)
         hosts = [host["Resources"] for host in ray.nodes() if host["Alive"]]
         yield RayCluster(*demands(hosts, device, cores), retries)
     finally:

@@ -120,8 +120,11 @@ def run(arguments: argparse.Namespace) -> int:
                     executor.labelling_slots,
                 )
                 self_train(labelled, unlabelled, config, workspace, executor)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError) as error:
         log.error("%s", error)
+        return 1
+    except OSError as error:  # a full disk says neither where nor what next
+        log.error("%s: %s; what was finished is kept, the same command goes on", workspace.root, error)
         return 1
     return 0
 
