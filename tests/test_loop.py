@@ -1,8 +1,11 @@
 """The loop: first its logic with fast stand-ins for nnU-Net and the labeller, then all of it on phantoms, killed and not."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
+import os
 import pickle
 import random
 import shutil
@@ -423,6 +426,40 @@ def test_a_run_that_is_worked_on_is_refused(world: World, tmp_path: Path, caplog
         assert command(world, tmp_path / "run") == 1
     assert "another process works on it" in caplog.text
     assert not Workspace(tmp_path / "run").settings.exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_told_to_stop_says_so_and_goes_on_when_started_again(
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+    code: int,
+) -> None:
+    monkeypatch.setattr(loop.cluster, "connect", lambda *arguments: contextlib.nullcontext(Inline()))
+    preprocess = world.preprocess
+    monkeypatch.setattr(nnunet, "preprocess", lambda *arguments: os.kill(os.getpid(), number))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert command(world, tmp_path / "run") == code
+        assert "start the same command again" in caplog.text
+        monkeypatch.setattr(nnunet, "preprocess", preprocess)
+        assert command(world, tmp_path / "run") == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_full_disk_is_named_with_what_to_do(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loop.cluster, "connect", lambda *arguments: contextlib.nullcontext(Inline()))
+    monkeypatch.setattr(nnunet, "preprocess", full)
+    assert command(world, tmp_path / "run") == 1
+    assert f"{tmp_path / 'run'}: [Errno 28] No space left on device; what was finished is kept" in caplog.text
 
 
 # All of it: phantoms, nnU-Net, Ray, OpenVINO.
