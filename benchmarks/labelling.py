@@ -31,7 +31,7 @@ from inference.volume import read_labels, write_volume
 from train.config import load_config, read_settings
 from train.dataset import Case
 from train.export import export
-from train.labelling import Labeller, working_set
+from train.labelling import Files, Labeller, working_set
 from train.metrics import dice
 from train.nnunet import TRAINER_FOLDER
 from train.prepare import prepare_case
@@ -103,7 +103,7 @@ def label(bundle_folder: Path, scans: Path, out: Path) -> None:
     for scan in sorted(scans.glob(f"*{CHANNEL}")):
         case = scan.name.removesuffix(CHANNEL)
         prepare_case(Case(case, scan), config, workspace)
-        labeller.label(workspace.image(case), out / "labels" / f"{case}.nii.gz", out / "rows" / f"{case}.json")
+        labeller.label(Files(workspace.image(case), out / "labels" / f"{case}.nii.gz", out / "rows" / f"{case}.json"))
 
 
 def compare(workspace: Workspace, scans: Path, folder: Path, runs: int, softmax: bool) -> str:

@@ -71,7 +71,9 @@ def test_the_folder_of_sockets_has_a_short_path(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     pytest.importorskip("ray")
+    before = signal.getsignal(signal.SIGTERM)
     with cluster.connect(None, tmp_path_factory.mktemp("run"), "cpu", (1, 1), retries=3) as ready:
+        assert signal.getsignal(signal.SIGTERM) == before
         yield ready
 
 
@@ -176,6 +178,32 @@ def test_models_that_cannot_be_loaded_stop_the_labelling(local: RayCluster, tmp_
 
 def refuse_to_load() -> Callable[[str], None]:
     raise ValueError("no such bundle")
+
+
+def test_workers_that_die_while_they_load_stop_the_labelling(local: RayCluster, tmp_path: Path) -> None:
+    labels = Labels(die_while_loading, CASES, 2, {}.__setitem__, tmp_path / "log")
+    with pytest.raises(ClusterError, match=f"{2 * local.labelling_slots} labelling workers in a row died"):
+        local.label(labels, nothing)
+
+
+def die_while_loading() -> Callable[[str], None]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def test_a_signal_to_stop_ends_the_wait_for_a_job(local: RayCluster, tmp_path: Path) -> None:
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    timer = threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            local.train([Job("fold 0", partial(time.sleep, 20.0), tmp_path / "log")], nothing)
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGTERM, before)
 
 
 # With Ray, on two hosts that are processes of this machine.

@@ -20,7 +20,7 @@ from inference.volume import VolumeError, read_labels, read_volume
 from tests.conftest import block_levels, block_scan, level_model, make_bundle, save_nifti
 from train.agreement import pairwise_dice
 from train.config import Labelling
-from train.labelling import Labeller, LabellingError, changed_share, merge, read_row, working_set
+from train.labelling import Files, Labeller, LabellingError, changed_share, merge, read_row, working_set
 
 SETTINGS = Labelling(step=0.9, mirroring=False, postprocess=False)
 # Each network looks at another neighbour, so they agree inside the organs and differ at their borders.
@@ -59,11 +59,11 @@ def logits_alone(bundles: list[Bundle], scan: Path, step: float = 0.9, axes: tup
     return np.array([np.concatenate(model, axis=1) for model in slabs])
 
 
-def label(labeller: Labeller, scan: Path, **options):
+def label(labeller: Labeller, scan: Path, leave_out: tuple[int, ...] = (), **files):
     """A pseudo-label (z, y, x) and its row."""
     out = scan.parent.parent / "out"
     out.mkdir(exist_ok=True)
-    row = labeller.label(scan, out / "CASE.nii.gz", out / "CASE.json", **options)
+    row = labeller.label(Files(scan, out / "CASE.nii.gz", out / "CASE.json", **files), leave_out)
     return read_labels(out / "CASE.nii.gz").voxels, row
 
 
@@ -146,6 +146,76 @@ def test_a_scan_without_any_organ_has_an_empty_label_full_agreement_and_no_entro
     assert not labels.any()
     assert (row.agreement.minimum, row.entropy) == (1.0, 0.0)
     assert "CASE.nii.gz: no organ found" in caplog.text
+
+
+AUXILIARY = ("bone", "lung")
+
+
+@pytest.fixture(scope="module")
+def auxiliary_bundles() -> list[Bundle]:
+    """Networks that know bone and lung, too."""
+    return [make_bundle(level_model(16, shift), classes=CLASSES + AUXILIARY) for shift in SHIFTS]
+
+
+@pytest.fixture
+def whole_body(tmp_path: Path) -> Path:
+    """A prepared scan with organs, bone in front of some and a lung behind others."""
+    (tmp_path / "images").mkdir()
+    levels = block_levels()
+    levels[2:8, 40:47, :50] = 14
+    levels[12:18, 40:47, :50] = 15
+    noise = np.random.default_rng(0).normal(0, 3, levels.shape)
+    return save_nifti(tmp_path / "images" / "CASE.nii.gz", np.rint(levels * 10.0 + noise).astype(np.int16))
+
+
+def test_auxiliary_classes_are_taught_on_but_neither_shown_nor_measured(
+    auxiliary_bundles: list[Bundle], whole_body: Path
+) -> None:
+    target = whole_body.parent / "training.nii.gz"
+    labels, row = label(Labeller(auxiliary_bundles, SETTINGS, 1, "cpu"), whole_body, training_label=target)
+    logits = logits_alone(auxiliary_bundles, whole_body)
+    mean = softmax(logits.astype(np.float64), axis=1).mean(axis=0)
+    training = read_labels(target).voxels
+    assert_is_mean(training, mean)
+    assert np.count_nonzero(training == 14) > 500
+    assert np.count_nonzero(training == 15) > 500
+    assert (labels == np.where(training < 14, training, 0)).all()
+    masks = [argmax(model) for model in logits]
+    organs = [np.where(mask < 14, mask, 0).astype(np.uint8) for mask in masks]
+    assert row.agreement == pairwise_dice(organs)
+    assert list(row.agreement.values) == list(row.volumes_ml) == list(CLASSES[1:])
+    entropy = -(mean * np.log(np.maximum(mean, 1e-300))).sum(axis=0)
+    assert row.entropy == pytest.approx(entropy[np.any(organs, axis=0)].mean(), abs=1e-5)
+
+
+def test_models_that_differ_on_an_auxiliary_class_settle_it_without_a_word_on_entropy() -> None:
+    logits = np.full((2, 16, 1, 2), -50, np.float32)
+    logits[:, 0, 0, 1] = 0
+    logits[0, 14:, 0, 0] = 1, 0
+    logits[1, 14:, 0, 0] = 0, 5
+    labels, total, voxels = merge(logits, [argmax(model) for model in logits])
+    assert labels.tolist() == [[15, 0]]
+    assert (total, voxels) == (0.0, 0)
+
+
+def test_an_organ_that_a_rule_removes_is_background_to_the_next_training_too(
+    auxiliary_bundles: list[Bundle], whole_body: Path
+) -> None:
+    strict = [
+        Bundle(replace(bundle.plan, organ_minima_mm3={"spleen": 1e9}), bundle.model) for bundle in auxiliary_bundles[:2]
+    ]
+    target = whole_body.parent / "training.nii.gz"
+    plain, _ = label(Labeller(strict, SETTINGS, 1, "cpu"), whole_body, training_label=target)
+    before = read_labels(target).voxels
+    labels, _ = label(
+        Labeller(strict, replace(SETTINGS, postprocess=True), 1, "cpu"), whole_body, training_label=target
+    )
+    after = read_labels(target).voxels
+    assert (plain == 3).any()
+    assert not (after[plain == 3] == 3).any()
+    assert (np.where(after < 14, after, 0) == labels).all()
+    untouched = (labels == 0) & (before >= 14)
+    assert (after[untouched] == before[untouched]).all()
 
 
 def test_models_that_trained_on_a_case_label_it_but_are_not_compared(bundles, labeller: Labeller, scan: Path) -> None:
@@ -281,7 +351,7 @@ def test_one_model_and_foreign_classes_are_refused(bundles: list[Bundle]) -> Non
     with pytest.raises(LabellingError, match="1 model; expected at least two"):
         Labeller(bundles[:1], SETTINGS, 1, "cpu")
     foreign = make_bundle(level_model(3), classes=("background", "liver", "spleen"))
-    with pytest.raises(LabellingError, match="expected background, liver, right_kidney"):
+    with pytest.raises(LabellingError, match=r"expected background, liver, right_kidney.*, then auxiliary ones"):
         Labeller([foreign, foreign], SETTINGS, 1, "cpu")
 
 

@@ -1,8 +1,12 @@
 """The loop: first its logic with fast stand-ins for nnU-Net and the labeller, then all of it on phantoms, killed and not."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
+import os
+import pickle
 import random
 import shutil
 import signal
@@ -15,18 +19,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from inference.bundle import PLAN_NAME
-from inference.organs import ORGANS
-from inference.volume import atomic_write
+from inference.bundle import PLAN_NAME, read_bundle
+from inference.organs import CLASSES, ORGANS
+from inference.volume import atomic_write, read_labels
 from train import loop, nnunet
 from train.agreement import Agreement
 from train.cluster import Job, Labels, Queue
 from train.config import ConfigError, load_config
 from train.dataset import DatasetError
-from train.labelling import Row, write_row
+from train.labelling import Files, Labeller, Row, read_row, write_row
 from train.lock import locked
+from train.phantom.tissue import AUXILIARY
 from train.selection import read_selection
 from train.workspace import LABELLED_DATASET, Workspace, iteration_dataset
 
@@ -104,8 +110,9 @@ class World:
         self.trained[f"{dataset} {fold}"] = cases, config.training, warm_start
         atomic_write(final, json.dumps(content).encode())
 
-    def export(self, checkpoint, dataset, config, workspace, out, parity_case=None) -> None:
-        assert parity_case == ("L1" if checkpoint.parent.name == "fold_all" else None)
+    def export(self, checkpoint, dataset, config, workspace, out, parity_case=None, auxiliary=False) -> None:
+        final = checkpoint.parent.name == "fold_all"
+        assert (parity_case, auxiliary) == (("L1", False) if final else (None, True))
         out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / PLAN_NAME, hashlib.sha256(checkpoint.read_bytes()).hexdigest().encode())
 
@@ -117,9 +124,12 @@ class World:
                 raise ValueError(f"{case} is broken")
             self.done[f"label {number} {case}"] += 1
             value = self.agreement(number, case)
-            atomic_write(workspace.pseudo_label(number, case), f"{number} {case}".encode())
+            files = loop.files_of(case, number, config, workspace)
+            for path in (files.label, files.training_label):
+                if path is not None:
+                    atomic_write(path, f"{number} {case}".encode())
             values = {name: value if name == "pancreas" else 0.99 for name in ORGAN_NAMES}
-            write_row(workspace.row(number, case), Row(case, 5, Agreement(values), {}, 0.1, None, {"network": 2.0}))
+            write_row(files.row, Row(case, 5, Agreement(values), {}, 0.1, None, {"network": 2.0}))
 
         return label
 
@@ -150,6 +160,7 @@ def self_train(world: World, run: Path, *settings: str) -> Workspace:
     if not workspace.provenance.exists():
         atomic_write(workspace.provenance, b"{}")
     labelled, unlabelled = loop.find_cases(world.data, config)
+    loop.check_data([*labelled, *unlabelled], workspace)
     loop.self_train(labelled, unlabelled, config, workspace, Inline())
     return workspace
 
@@ -326,10 +337,15 @@ def test_a_finished_loop_started_again_does_nothing(world: World, tmp_path: Path
     assert not world.done
 
 
-def test_a_run_refuses_other_cases(world: World, tmp_path: Path) -> None:
+def test_a_run_refuses_other_cases_and_others_of_the_same_name(world: World, tmp_path: Path) -> None:
     self_train(world, tmp_path / "run")
     (world.data / "unlabeled" / "U9_0000.nii.gz").touch()
     with pytest.raises(loop.LoopError, match="1 differ, such as U9"):
+        self_train(world, tmp_path / "run")
+    (world.data / "unlabeled" / "U9_0000.nii.gz").unlink()
+    for folder, case in (("labelsTr", "L2"), ("unlabeled", "U3_0000")):
+        (world.data / folder / f"{case}.nii.gz").write_bytes(b"another patient")
+    with pytest.raises(loop.LoopError, match="2 differ, such as L2"):
         self_train(world, tmp_path / "run")
 
 
@@ -343,8 +359,25 @@ def test_what_is_wrong_with_the_data_is_said_before_any_work(world: World) -> No
         (world.data / "labelsTr" / f"L{number}.nii.gz").unlink()
     with pytest.raises(DatasetError, match="4 labelled cases; expected at least 5"):
         loop.find_cases(world.data, config)
-    with pytest.raises(ConfigError, match="pseudo-labels hold organs alone"):
-        loop.find_cases(world.data, load_config(settings=['data.auxiliary_classes=["bone"]']))
+
+
+def test_auxiliary_classes_pass_from_the_labelled_cases_to_the_accepted_ones(world: World, tmp_path: Path) -> None:
+    setting = 'data.auxiliary_classes=["bone", "lung"]'
+    with pytest.raises(DatasetError, match="auxiliaryTr: not a folder"):
+        self_train(world, tmp_path / "run", setting)
+    (world.data / "auxiliaryTr").mkdir()
+    for number in range(1, 8):
+        (world.data / "auxiliaryTr" / f"L{number}.nii.gz").touch()
+    workspace = self_train(world, tmp_path / "run", setting)
+    path = workspace.raw_dataset(iteration_dataset(1))
+    content = json.loads(path.read_text())
+    assert list(content["labels"])[-3:] == ["left_kidney", "bone", "lung"]
+    labels = {case: (path.parent / files["label"]).resolve() for case, files in content["dataset"].items()}
+    assert labels["L3"] == workspace.training_label("L3").resolve()
+    assert labels["U3"] == workspace.training_pseudo_label(0, "U3").resolve()
+    assert labels["U3"].exists()
+    plain = self_train(world, tmp_path / "plain")
+    assert not plain.training_pseudo_label(0, "U3").exists()
 
 
 @pytest.mark.parametrize(
@@ -395,6 +428,40 @@ def test_a_run_that_is_worked_on_is_refused(world: World, tmp_path: Path, caplog
     assert not Workspace(tmp_path / "run").settings.exists()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_told_to_stop_says_so_and_goes_on_when_started_again(
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+    code: int,
+) -> None:
+    monkeypatch.setattr(loop.cluster, "connect", lambda *arguments: contextlib.nullcontext(Inline()))
+    preprocess = world.preprocess
+    monkeypatch.setattr(nnunet, "preprocess", lambda *arguments: os.kill(os.getpid(), number))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert command(world, tmp_path / "run") == code
+        assert "start the same command again" in caplog.text
+        monkeypatch.setattr(nnunet, "preprocess", preprocess)
+        assert command(world, tmp_path / "run") == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_full_disk_is_named_with_what_to_do(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loop.cluster, "connect", lambda *arguments: contextlib.nullcontext(Inline()))
+    monkeypatch.setattr(nnunet, "preprocess", full)
+    assert command(world, tmp_path / "run") == 1
+    assert f"{tmp_path / 'run'}: [Errno 28] No space left on device; what was finished is kept" in caplog.text
+
+
 # All of it: phantoms, nnU-Net, Ray, OpenVINO.
 
 TOY = {
@@ -426,14 +493,21 @@ TOY = {
 }
 
 
-def toy_settings() -> list[str]:
-    pairs = ((f"{section}.{key}", value) for section, values in TOY.items() for key, value in values.items())
-    return [word for key, value in pairs for word in ("--set", f"{key}={json.dumps(value)}")]
+def toy_settings(**changes: object) -> list[str]:
+    """Options of the command line; ``changes``: section__key=value."""
+    values = {f"{section}.{key}": value for section, entries in TOY.items() for key, value in entries.items()}
+    values |= {name.replace("__", "."): value for name, value in changes.items()}
+    return [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
 
 
-def toy_command(data: Path, run: Path, threshold: float) -> list[str]:
-    command = [sys.executable, "-m", "train", "loop", "--data", str(data), "--out", str(run), *toy_settings()]
-    return [*command, "--set", f"loop.threshold={threshold!r}"]
+def toy_command(data: Path, run: Path, **changes: object) -> list[str]:
+    settings = toy_settings(**changes)
+    return [sys.executable, "-m", "train", "loop", "--data", str(data), "--out", str(run), *settings]
+
+
+def toy_loop(data: Path, run: Path, threshold: float) -> list[str]:
+    """The loop of the tests below: all classes that phantoms carry."""
+    return toy_command(data, run, loop__threshold=threshold, data__auxiliary_classes=list(AUXILIARY))
 
 
 @pytest.fixture(scope="module")
@@ -441,7 +515,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from train.phantom import Recipe, write_dataset
 
     folder = tmp_path_factory.mktemp("phantoms")
-    write_dataset(folder, 6, 5, 0, seed=5, recipe=Recipe(spacing=(10.0, 8.0, 8.0)), jobs=2)
+    write_dataset(folder, 6, 5, 0, seed=5, recipe=Recipe(spacing=(10.0, 8.0, 8.0), auxiliary=True), jobs=2)
     return folder
 
 
@@ -468,16 +542,20 @@ def toy(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Toy:
     minima = pilot(phantoms, workspace)
     widest = max(range(1, len(minima)), key=lambda place: minima[place] - minima[place - 1])
     threshold = (minima[widest - 1] + minima[widest]) / 2
-    done = subprocess.run(toy_command(phantoms, workspace.root, threshold), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_to_the_end(toy_loop(phantoms, workspace.root, threshold))
     return Toy(workspace, threshold, time.monotonic() - start)
+
+
+def run_to_the_end(command: list[str]) -> None:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def pilot(phantoms: Path, workspace: Workspace) -> list[float]:
     """Run until the first iteration is labelled, and forget what followed. Returns its cases' least agreements, sorted."""
     errors = workspace.root.with_name("errors")
     with errors.open("w") as output:
-        process = subprocess.Popen(toy_command(phantoms, workspace.root, 0.9), cwd=ROOT, stderr=output)
+        process = subprocess.Popen(toy_loop(phantoms, workspace.root, 0.9), cwd=ROOT, stderr=output)
         while not workspace.selection(0).exists():
             assert process.poll() is None, errors.read_text()
             time.sleep(0.2)
@@ -514,6 +592,21 @@ def test_nnunet_trained_on_an_accepted_pseudo_label(toy: Toy) -> None:
         assert f"{len(splits[fold]['train'])} training" in toy.workspace.nnunet_log(dataset, fold).read_text()
 
 
+def test_nnunet_trained_on_the_auxiliary_classes_of_a_pseudo_label(toy: Toy) -> None:
+    case = accepted(toy.workspace, 0)[0]
+    shown = read_labels(toy.workspace.pseudo_label(0, case)).voxels
+    taught = read_labels(toy.workspace.training_pseudo_label(0, case)).voxels
+    assert (shown == np.where(taught < 14, taught, 0)).all()
+    learned = toy.workspace.preprocessed_cases(iteration_dataset(1)) / f"{case}.pkl"
+    places = pickle.loads(learned.read_bytes())["class_locations"]
+    found = {value for value in np.unique(taught) if value}
+    assert found & set(range(14, 14 + len(AUXILIARY)))
+    assert {value for value, voxels in places.items() if len(voxels)} == found
+    # Models of the folds know all classes, the one that leaves the run shows the organs.
+    assert read_bundle(toy.workspace.fold_bundle(1, 0)).plan.classes == CLASSES + tuple(AUXILIARY)
+    assert read_bundle(toy.workspace.bundle).plan.classes == CLASSES
+
+
 def test_scans_are_on_the_disk_once_however_many_iterations_there_are(toy: Toy) -> None:
     first, last = (toy.workspace.preprocessed_cases(iteration_dataset(number)) for number in (0, 2))
     for case in json.loads(toy.workspace.cases.read_text())["labelled"]:
@@ -548,20 +641,25 @@ def test_the_log_shows_where_the_run_is(toy: Toy) -> None:
 
 
 def kill_and_resume(toy: Toy, phantoms: Path, run: Path, kills: int, seed: int) -> None:
-    """The same loop, killed with SIGKILL at random moments and started again; finished files must stay as they are."""
-    moments, finished = random.Random(seed), {}
-    command = toy_command(phantoms, run, toy.threshold)
-    for _ in range(kills):
+    """The same loop, killed with SIGKILL at random moments and started again; finished files must stay as they are.
+
+    A moment is a random share of the finished files, and up to some seconds more: so kills spread over the whole loop.
+    """
+    draw, finished = random.Random(seed), {}
+    command = toy_loop(phantoms, run, toy.threshold)
+    last = len(snapshot(toy.workspace.root)) - 1
+    for files in sorted(draw.randint(0, last) for _ in range(kills)):
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-        time.sleep(moments.uniform(0.1, 2) * toy.seconds / (kills + 1))
+        while len(snapshot(run)) < files and process.poll() is None:
+            time.sleep(0.2)
+        time.sleep(draw.uniform(0, 10))
         process.send_signal(signal.SIGKILL)
         process.wait()
         time.sleep(2)
-        now = snapshot(run) if run.exists() else {}
+        now = snapshot(run)
         assert {name: now[name] for name in finished} == finished
         finished = now
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_to_the_end(command)
     end = snapshot(run)
     assert {name: end[name] for name in finished} == finished
     assert len(json.loads(Workspace(run).starts.read_text())) > 1
@@ -590,5 +688,58 @@ def test_killed_twice_at_random_moments_the_loop_ends_the_same(toy: Workspace, p
 
 @pytest.mark.long
 def test_killed_ten_times_at_random_moments_the_loop_ends_the_same(toy: Toy, phantoms: Path, tmp_path: Path) -> None:
-    kill_and_resume(toy, phantoms, tmp_path / "run", 10, seed=2)
+    kill_and_resume(toy, phantoms, tmp_path / "run", 10, seed=1)
     assert_same_result(toy.workspace, Workspace(tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def judged(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A loop of four folds whose models start warm and are judged by those that never saw a case."""
+    workspace = Workspace(tmp_path_factory.mktemp("judged") / "run")
+    changes = {
+        "training__folds": 4,
+        "training__epochs": 3,
+        "loop__held_out": True,
+        "loop__warm_start": True,
+        "loop__criterion": "all",
+    }
+    run_to_the_end(toy_command(phantoms, workspace.root, **changes))
+    return workspace
+
+
+@pytest.mark.long
+def test_the_two_models_that_never_saw_a_pseudo_label_judge_its_scan(judged: Workspace, tmp_path: Path) -> None:
+    splits = json.loads(judged.splits(iteration_dataset(1)).read_text())
+    for case in accepted(judged, 0):
+        unseen = [fold for fold, split in enumerate(splits) if case not in split["train"]]
+        assert len(unseen) == 2
+        assert read_row(judged.row(0, case)).models == 4
+        row = read_row(judged.row(1, case))
+        assert row.models == 2
+        judges = [read_bundle(judged.fold_bundle(1, fold)) for fold in unseen]
+        files = Files(judged.image(case), tmp_path / f"{case}.nii.gz", tmp_path / f"{case}.json")
+        alone = Labeller(judges, load_config().labelling, 1, "cpu").label(files)
+        assert row.agreement == alone.agreement
+    for fold, split in enumerate(splits):
+        text = judged.nnunet_log(iteration_dataset(1), fold).read_text()
+        assert f"{len(split['train'])} training" in text
+
+
+@pytest.mark.long
+def test_a_warm_start_begins_where_the_same_fold_ended(judged: Workspace) -> None:
+    for fold in range(4):
+        cold, warm = (losses(judged, number, fold) for number in (0, 1))
+        assert warm[0] < (cold[0] + cold[-1]) / 2
+        assert (
+            judged.model(iteration_dataset(0)).name
+            in (json.loads(judged.plans(iteration_dataset(1)).read_text())["training"]["initial_weights"])
+        )
+    assert losses(judged, 2, "all")[0] < (losses(judged, 0, 0)[0] + losses(judged, 1, 0)[-1]) / 2
+
+
+def losses(workspace: Workspace, number: int, fold: int | str) -> list[float]:
+    """Training loss of each epoch, from nnU-Net's checkpoint."""
+    import torch
+
+    checkpoint = workspace.final_checkpoint(iteration_dataset(number), fold)
+    return list(torch.load(checkpoint, map_location="cpu", weights_only=False)["logging"]["train_losses"])

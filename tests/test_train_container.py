@@ -42,7 +42,7 @@ def test_the_loop_runs_in_the_image_as_any_user_without_a_network(tmp_path: Path
     write_dataset(data, 5, 2, 0, seed=5, recipe=Recipe(spacing=(10.0, 8.0, 8.0)))
     run.mkdir()
     run.chmod(0o777)
-    settings = [*toy_settings(), "--set", "training.epochs=1", "--set", "loop.iterations=1"]
+    settings = toy_settings(training__epochs=1, loop__iterations=1)
     mounts = ("-v", f"{data}:/data:ro", "-v", f"{run}:/run", "-e", "IMAGE_DIGEST=sha256:abc")
     done = container("loop", "--data", "/data", "--out", "/run", *settings, options=mounts)
     assert done.returncode == 0, done.stderr
@@ -50,6 +50,10 @@ def test_the_loop_runs_in_the_image_as_any_user_without_a_network(tmp_path: Path
     (start,) = json.loads((run / "starts.json").read_text())
     assert start["image"]["digest"] == "sha256:abc"
     assert start["image"]["version"] == start["commit"]
+    assert {"python", "torch", "nnunetv2", "numpy", "onnx", "ray"} == set(start["versions"])
+    assert "not installed" not in start["versions"].values()
+    recorded = json.loads((run / "settings.json").read_text())
+    assert (recorded["training"]["seed"], recorded["training"]["epochs"]) == (0, 1)
     assert (run / "bundle" / PLAN_NAME).stat().st_uid == 12345
     shown = container("status", "/run", options=("-v", f"{run}:/run:ro"))
     assert "/run: done" in shown.stdout

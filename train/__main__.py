@@ -34,7 +34,7 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit code (2: wrong usage, 130: stopped by Ctrl-C)."""
+    """Run one command; returns its exit code (2: wrong usage, 130: stopped by Ctrl-C, 143: by SIGTERM)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m train")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -44,17 +44,20 @@ def main(arguments: list[str] | None = None) -> int:
             importlib.import_module(module).add_arguments(command)
     parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, _stop)
+    received = [signal.SIGINT]
+
+    def stop(number: int, frame: object) -> None:
+        # As Ctrl-C does: Ray, within whose calls the loop spends its time, passes no other exception on.
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
     try:
         code: int = importlib.import_module(COMMANDS[parsed.command][0]).run(parsed)
     except KeyboardInterrupt:
         log.error("stopped; what was finished is kept, start the same command again to go on")
-        return 128 + signal.SIGINT
+        return 128 + received[-1]
     return code
-
-
-def _stop(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from inference.organs import CLASSES
 from inference.volume import Shape
 from train.config import Config, Network
 from train.dataset import Case
@@ -202,8 +201,11 @@ def _disk(voxels: float, labelled: int, unlabelled: int, config: Config) -> floa
     scans = cases * voxels * (PREPARED_BYTES + PREPROCESSED_BYTES)
     # Images are linked from iteration to iteration, label maps are not.
     maps = labelled + unlabelled * loop.iterations
-    labels = maps * (voxels * LABEL_BYTES + (len(CLASSES) - 1) * LOCATION_BYTES)
-    weights = parameters(config.network, len(CLASSES))
+    # Organs lie beside organs with auxiliary classes.
+    map_bytes = LABEL_BYTES * (2 if config.data.auxiliary_classes else 1)
+    classes = len(config.classes)
+    labels = maps * (voxels * map_bytes + (classes - 1) * LOCATION_BYTES)
+    weights = parameters(config.network, classes)
     checkpoint = CHECKPOINT_BYTES[config.training.optimizer] * weights
     trainings = loop.iterations * config.training.folds + 1
     # While a training runs, its latest checkpoint lies beside the one that is being written.

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import time
 import zlib
@@ -194,6 +195,7 @@ class Staff:
         self.queue = Queue(labels.cases, labels.attempts)
         self._worker = ray.remote(_Worker).options(num_gpus=demand.gpus, num_cpus=demand.cores)
         self._under_way: dict[Any, tuple[Any, str | None]] = {}  # reference: worker, case (None: it loads its models)
+        self._lost_loading = 0  # workers in a row that died before they had their models
 
     @property
     def busy(self) -> bool:
@@ -224,8 +226,10 @@ class Staff:
                 self._failed(case, _reason(error))
             except ray.exceptions.RayError as error:  # the worker or its host is gone
                 log.warning("a labelling worker is lost: %s", _reason(error))
-                self._failed(case, "the worker died: " + _reason(error))
+                self._lost(case, _reason(error))
                 continue
+            else:
+                self._lost_loading = 0
             if len(self.queue):
                 case = self.queue.take()
                 self._under_way[worker.label.remote(case)] = worker, case
@@ -245,6 +249,19 @@ class Staff:
             raise ClusterError(f"the models cannot be loaded: {_reason(error)}")
         if isinstance(error.cause, OSError) and error.cause.errno in DISK_ERRORS:
             raise ClusterError(f"{case}: {_reason(error)}")
+
+    def _lost(self, case: str | None, reason: str) -> None:
+        """A worker died: of a case, or while it loaded its models, which the next one may not survive either."""
+        self._failed(case, f"the worker died: {reason}")
+        if case is None:
+            self._lost_loading += 1
+            # A host that goes takes all its workers along, so what counts is each one's share.
+            if self._lost_loading >= self.labels.attempts * max(1, slots(self.demand)):
+                raise ClusterError(
+                    f"{self._lost_loading} labelling workers in a row died while they loaded their models, most likely for "
+                    "lack of memory; without a GPU a larger cluster.labelling_threads means fewer at once. The last one: "
+                    + reason
+                )
 
     def _failed(self, case: str | None, reason: str) -> None:
         if case is None:
@@ -281,11 +298,14 @@ def connect(address: str | None, run: Path, device: str, cores: tuple[int, int],
     import ray
 
     temporary = temporary_folder(run)
+    stop = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             _join(address)
         else:
             _start(temporary)
+        # Ray takes the signal that Docker and Slurm stop us with for a crash, and aborts.
+        signal.signal(signal.SIGTERM, stop)
         hosts = [host["Resources"] for host in ray.nodes() if host["Alive"]]
         yield RayCluster(*demands(hosts, device, cores), retries)
     finally:

@@ -84,12 +84,20 @@ def _dataset(iteration: int | None, config: Config, workspace: Workspace) -> str
 
 
 def export(
-    checkpoint: Path, dataset: str, config: Config, workspace: Workspace, out: Path, parity_case: str | None = None
+    checkpoint: Path,
+    dataset: str,
+    config: Config,
+    workspace: Workspace,
+    out: Path,
+    parity_case: str | None = None,
+    auxiliary: bool = False,
 ) -> Plan:
     """Write the bundle of a checkpoint to ``out``.
 
-    ``parity_case``: a prepared case on which this core must agree with nnU-Net's predictor. Raises ExportError when the
-    file differs from torch or is too big, ParityError when the predictors differ; then nothing is written.
+    ``parity_case``: a prepared case on which this core must agree with nnU-Net's predictor. ``auxiliary``: the bundle keeps
+    the auxiliary classes, as the models that make pseudo-labels do; otherwise they are folded into the background. Raises
+    ExportError when the file differs from torch or is too big, ParityError when the predictors differ; then nothing is
+    written.
     """
     network = nnunet.load_network(dataset, checkpoint, config, workspace)
     plans = nnunet.read_plans(dataset, workspace)
@@ -97,6 +105,8 @@ def export(
     patch = (int(patch[0]), int(patch[1]), int(patch[2]))
     half = config.export.weights == "float16"
     rounding = _round_weights(network, patch) if half else 0.0
+    if not auxiliary:
+        network = fold_auxiliary(network)
     model = to_onnx(network, patch, half)
     error = _compare(model, network, patch)
     megabytes = len(model) / 1e6
@@ -120,7 +130,7 @@ def export(
         spacing=config.prepare.spacing,
         patch=patch,
         step=config.inference.step,
-        classes=CLASSES,
+        classes=config.classes if auxiliary else CLASSES,
         intensity=_intensity(plans),
         organ_minima_mm3=json.loads(workspace.organ_minima.read_text(encoding="utf-8")),
         mirrored_axes=AXES if config.training.mirroring else (),
@@ -135,23 +145,20 @@ def export(
 
 
 def to_onnx(network: Any, patch: Shape, half: bool) -> bytes:
-    """The ONNX file of a torch network, input (N, 1, z, y, x), output (N, 14, z, y, x), both float32.
+    """The ONNX file of a torch network, input (N, 1, z, y, x), output (N, classes, z, y, x), both float32.
 
-    Auxiliary classes are folded into the background: its logit becomes the largest of background and auxiliaries, so an
-    organ wins a voxel exactly where it wins among all classes. ``half``: weights are stored in float16, and widened
-    when the file is loaded.
+    ``half``: weights are stored in float16, and widened when the file is loaded.
     """
     import io
 
     import onnx
     import torch
 
-    folded = _fold_auxiliary(network)
     buffer = io.BytesIO()
     batch = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
     with torch.no_grad():
         torch.onnx.export(
-            folded,
+            network,
             (torch.zeros(1, 1, *patch),),
             buffer,  # type: ignore[arg-type]  # the TorchScript exporter writes to files too
             input_names=[INPUT],
@@ -168,8 +175,11 @@ def to_onnx(network: Any, patch: Shape, half: bool) -> bytes:
     return content
 
 
-def _fold_auxiliary(network: Any) -> Any:
-    """``network`` with background and auxiliary channels folded into channel 0."""
+def fold_auxiliary(network: Any) -> Any:
+    """``network`` with 14 channels: the background's logit becomes the largest of background and auxiliary classes.
+
+    So an organ wins a voxel exactly where it wins among all classes.
+    """
     import torch
 
     class Folded(torch.nn.Module):
@@ -221,7 +231,7 @@ def _compare(model: bytes, network: Any, patch: Shape) -> float:
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     found = session.run([OUTPUT], {INPUT: _test_patch(patch)})[0]
-    return _relative(found, _run_torch(_fold_auxiliary(network), patch))
+    return _relative(found, _run_torch(network, patch))
 
 
 def _run_torch(network: Any, patch: Shape) -> npt.NDArray[np.float32]:

@@ -7,7 +7,7 @@ slices; nothing of the size classes x scan exists, in memory or on disk.
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from inference.volume import (
 )
 from train.agreement import Agreement, Overlap
 from train.config import Labelling
+from train.prepare import organs_alone, with_auxiliary
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,21 @@ class Row:
             raise ValueError(f"change is {self.change}; expected a number from 0 to 1")
 
 
+@dataclass(frozen=True)
+class Files:
+    """Where a case lies: its prepared ``image``, and the ``label`` and ``row`` to be written.
+
+    ``training_label``: to be written too, organs and auxiliary classes, where the models know any. ``previous``: the
+    label of the iteration before, where there was one.
+    """
+
+    image: Path
+    label: Path
+    row: Path
+    training_label: Path | None = None
+    previous: Path | None = None
+
+
 class Labeller:
     """The models of one iteration, loaded, ready for any number of prepared scans."""
 
@@ -82,54 +98,52 @@ class Labeller:
         BundleError or EngineError as ``load_engine`` does.
         """
         self.plan = common_plan([bundle.plan for bundle in bundles])
+        # What is measured and post-processed: the organs alone.
+        self.organ_plan = replace(self.plan, classes=CLASSES)
         self.models = len(bundles)
         self.settings = settings
         ensemble = Ensemble([load_engine(bundle, device, threads) for bundle in bundles], self.plan)
         options = Options(settings.step, ALL_AXES if settings.mirroring else (), postprocess=False)
         self._segmenter = Segmenter(bundles[0], ensemble, options)
 
-    def label(
-        self,
-        image_path: Path,
-        label_path: Path,
-        row_path: Path,
-        leave_out: Collection[int] = (),
-        previous: Path | None = None,
-    ) -> Row:
+    def label(self, files: Files, leave_out: Collection[int] = ()) -> Row:
         """Label one prepared scan: write its pseudo-label, on the working grid, and then its row. Returns the row.
 
         ``leave_out``: models, by index, that trained on this case; they label it, but agreement is over the others, at
-        least two. ``previous``: its pseudo-label of the iteration before. Raises VolumeError for a file that cannot be
-        used, LabellingError where fewer than two models are left, OSError if the disk refuses.
+        least two. Raises VolumeError for a file that cannot be used, LabellingError where fewer than two models are left,
+        OSError if the disk refuses.
         """
         watch = Stopwatch()
         with watch.stage("read"):
-            scan = read_volume(image_path, self.plan.orientation)
-            self._check_grid(image_path, scan)
+            scan = read_volume(files.image, self.plan.orientation)
+            self._check_grid(files.image, scan)
         consensus = self._consensus(scan, self._compared(leave_out), watch)
-        labels = consensus.labels
+        labels = organs_alone(consensus.labels)
         if not labels.any():
-            log.warning("%s: no organ found: the pseudo-label is empty", image_path)
+            log.warning("%s: no organ found: the pseudo-label is empty", files.image)
         if self.settings.postprocess:
             with watch.stage("rules"):
-                labels, _ = postprocess(labels, Context.of(self.plan, scan.voxel_volume))
+                labels, _ = postprocess(labels, Context.of(self.organ_plan, scan.voxel_volume))
         change = None
-        if previous is not None:
+        if files.previous is not None:
             with watch.stage("change"):
-                change = changed_share(labels, _read_same_grid(previous, scan, image_path))
+                change = changed_share(labels, _read_same_grid(files.previous, scan, files.image))
         with watch.stage("write"):
-            write_volume(label_path, labels, scan.affine)
+            if files.training_label is not None:
+                write_volume(files.training_label, with_auxiliary(labels, consensus.labels), scan.affine)
+            write_volume(files.label, labels, scan.affine)
+        volumes = organ_volumes(labels, self.organ_plan, scan.voxel_volume)
         row = Row(
-            case=case_name(label_path),
+            case=case_name(files.label),
             models=self.models - len(set(leave_out)),
             agreement=consensus.agreement(),
-            volumes_ml={name: float(ml) for name, ml in organ_volumes(labels, self.plan, scan.voxel_volume).items()},
+            volumes_ml={name: float(ml) for name, ml in volumes.items()},
             entropy=consensus.entropy(),
             change=change,
             seconds={stage: round(seconds, 3) for stage, seconds in watch.seconds.items()},
         )
         # Last: a case whose row exists is done.
-        write_row(row_path, row)
+        write_row(files.row, row)
         return row
 
     def _consensus(self, scan: Volume, compared: Sequence[int], watch: Stopwatch) -> "Consensus":
@@ -181,7 +195,7 @@ class Ensemble:
 class Consensus:
     """What the models say of one scan, gathered slab by slab.
 
-    ``labels``: the ensemble's label map (z, y, x), filled from the first slice on.
+    ``labels``: the ensemble's label map (z, y, x), auxiliary classes and all, filled from the first slice on.
     """
 
     def __init__(self, shape: Shape, models: int, compared: Sequence[int]) -> None:
@@ -201,7 +215,7 @@ class Consensus:
             masks = [argmax(model) for model in logits]
             labels, total, voxels = merge(logits, masks)
             self.labels[self._slices] = labels
-            self._overlap.add([masks[index] for index in self._compared])
+            self._overlap.add([organs_alone(masks[index]) for index in self._compared])
             self._entropy += total
             self._voxels += voxels
             self._slices += 1
@@ -219,16 +233,19 @@ def merge(logits: Floats, masks: Sequence[Labels]) -> tuple[Labels, float, int]:
     """The ensemble's label map of one slice, the sum of its entropy in nats, and over how many voxels.
 
     ``logits``: (models, classes, y, x); ``masks``: the largest class of each model. The label is the largest class of
-    the mean softmax. Where all models prefer the same class, so does their mean, and only voxels that some model calls
-    an organ need a softmax: a few per cent of a scan.
+    the mean softmax, over all classes; entropy is over the voxels that some model calls an organ. Where all models prefer
+    the same class, so does their mean, so only those voxels, and those where models differ, need a softmax: a few per
+    cent of a scan.
     """
     labels = masks[0].copy()
-    somewhere = np.any(masks, axis=0)
-    if not somewhere.any():
+    organs = np.any([organs_alone(mask) for mask in masks], axis=0)
+    unsure = organs | np.any([mask != masks[0] for mask in masks[1:]], axis=0)
+    if not unsure.any():
         return labels, 0.0, 0
-    probabilities = mean_softmax(logits[:, :, somewhere])
-    labels[somewhere] = argmax(probabilities)
-    return labels, float(entropy(probabilities).sum(dtype=np.float64)), probabilities.shape[1]
+    probabilities = mean_softmax(logits[:, :, unsure])
+    labels[unsure] = argmax(probabilities)
+    entropies = entropy(probabilities)[organs[unsure]]
+    return labels, float(entropies.sum(dtype=np.float64)), len(entropies)
 
 
 def mean_softmax(logits: Floats) -> Floats:
@@ -264,8 +281,10 @@ def common_plan(plans: Sequence[Plan]) -> Plan:
             found, expected = getattr(plan, name), getattr(first, name)
             if found != expected:
                 raise LabellingError(f"model {number}: {name} is {found}; expected {expected}, as model 0")
-    if first.classes != CLASSES:
-        raise LabellingError(f"classes of the models are {', '.join(first.classes)}; expected {', '.join(CLASSES)}")
+    if first.classes[: len(CLASSES)] != CLASSES:
+        raise LabellingError(
+            f"classes of the models are {', '.join(first.classes)}; expected {', '.join(CLASSES)}, then auxiliary ones"
+        )
     return first
 
 
@@ -280,7 +299,7 @@ def working_set(shape: Shape, plan: Plan, models: int, mirroring: bool = False) 
     scan = (2 + 4 + 1) * int(np.prod(shape)) + 4 * int(np.prod(padded))
     slabs = 2 * 4 * (channels + 1) * plan.patch[0] * padded[1] * padded[2]
     window = (3 if mirroring else 1) * 4 * channels * int(np.prod(plan.patch))
-    plane = (2 * 4 * channels + models) * shape[1] * shape[2]
+    plane = (2 * 4 * channels + 3 * models) * shape[1] * shape[2]
     return scan + slabs + window + plane
 
 

@@ -21,10 +21,10 @@ from inference.volume import atomic_write
 from train import cluster, nnunet
 from train.budget import expected, measure_scans
 from train.cluster import CaseWork, Executor, Job, Labels, Tick
-from train.config import Config, ConfigError, load_config
+from train.config import Config, load_config
 from train.dataset import Case, DatasetError, labelled_cases, unlabelled_cases
 from train.export import export
-from train.labelling import Labeller, read_row
+from train.labelling import Files, Labeller, read_row
 from train.lock import locked
 from train.prepare import prepare, write_organ_minima
 from train.record import command_words, note, record_settings, record_start
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 FIXED = ("data", "prepare", "network", "training", "loop", "labelling", "inference", "export")
 # Seconds that a training waits for one of a lost host that may not have noticed yet.
 PATIENCE = 300.0
+# Seconds that a start waits for the run: `status` holds its lock for a moment, to see whether anybody does.
+GLANCE = 1.0
 FINAL_FOLD = "all"
 
 
@@ -100,8 +102,9 @@ def run(arguments: argparse.Namespace) -> int:
             budget.check_disk(workspace.root)
         if arguments.dry_run:
             return 0
-        with locked(workspace.lock):
+        with locked(workspace.lock, GLANCE):
             _log_into(workspace.log)
+            check_data([*labelled, *unlabelled], workspace)
             record_settings(config, workspace, FIXED)
             record_start(command_words("loop", arguments), arguments.data, workspace)
             cores = config.training.threads, config.cluster.labelling_threads
@@ -117,8 +120,11 @@ def run(arguments: argparse.Namespace) -> int:
                     executor.labelling_slots,
                 )
                 self_train(labelled, unlabelled, config, workspace, executor)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError) as error:
         log.error("%s", error)
+        return 1
+    except OSError as error:  # a full disk says neither where nor what next
+        log.error("%s: %s; what was finished is kept, the same command goes on", workspace.root, error)
         return 1
     return 0
 
@@ -137,20 +143,15 @@ def self_train(
             fit_folds(iteration, config, workspace, executor, tick)
             label(iteration, config, workspace, executor, tick)
             choose(iteration, config, workspace)
-        iteration = following(iteration, workspace)
+        iteration = following(iteration, config, workspace)
     fit_final(iteration, config, workspace, executor, tick)
 
 
 def find_cases(data: Path, config: Config) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     """Labelled and unlabelled cases of a data set, and all that can be known to be wrong before any work.
 
-    Raises DatasetError or ConfigError.
+    Raises DatasetError.
     """
-    if config.data.auxiliary_classes:
-        raise ConfigError(
-            f"data.auxiliary_classes is {config.data.auxiliary_classes!r}; expected none: pseudo-labels hold organs alone, "
-            "so a loop would teach that the other tissue is background"
-        )
     labelled = labelled_cases(data, config.data)
     if len(labelled) < config.training.folds:
         raise DatasetError(
@@ -163,11 +164,24 @@ def find_cases(data: Path, config: Config) -> tuple[tuple[Case, ...], tuple[Case
     return labelled, unlabelled
 
 
+def check_data(cases: Sequence[Case], workspace: Workspace) -> None:
+    """Note which scans a run is about, or see that they are the same: names, and bytes of their files. Raises LoopError."""
+    found = {case.id: sum(path.stat().st_size for path in _files(case)) for case in cases}
+    if not workspace.data.exists():
+        _write_json(workspace.data, found)
+        return
+    recorded = json.loads(workspace.data.read_text(encoding="utf-8"))
+    changed = sorted(case for case in found.keys() | recorded.keys() if found.get(case) != recorded.get(case))
+    if changed:
+        raise LoopError(
+            f"{workspace.root} was started with other scans ({len(changed)} differ, such as {changed[0]}): use a new folder"
+        )
+
+
 def prepare_cases(labelled: Sequence[Case], unlabelled: Sequence[Case], config: Config, workspace: Workspace) -> Cases:
     """Bring every scan onto the working grid, once; who could be prepared stays fixed for the run. Raises LoopError."""
     if workspace.cases.exists():
         recorded = json.loads(workspace.cases.read_text(encoding="utf-8"))
-        _check_same_data({case.id for case in (*labelled, *unlabelled)}, recorded, workspace)
         return Cases(tuple(recorded["labelled"]), tuple(recorded["unlabelled"]))
     cases = Cases(prepare(labelled, config, workspace), prepare(unlabelled, config, workspace))
     if len(cases.labelled) < config.training.folds:
@@ -176,8 +190,7 @@ def prepare_cases(labelled: Sequence[Case], unlabelled: Sequence[Case], config: 
             f"{config.training.folds} (training.folds)"
         )
     write_organ_minima(cases.labelled, workspace)
-    found = {"found": sorted(case.id for case in (*labelled, *unlabelled))}
-    _write_json(workspace.cases, asdict(cases) | found)
+    _write_json(workspace.cases, asdict(cases))
     note({"labelled_cases": len(cases.labelled), "unlabelled_cases": len(cases.unlabelled)}, workspace)
     return cases
 
@@ -242,15 +255,19 @@ def fit(dataset: str, fold: int | str, out: Path, config: Config, workspace: Wor
         nnunet.train(dataset, fold, config, workspace, warm_start)
         if not (out / PLAN_NAME).exists():
             # The model that leaves the run is held against nnU-Net's own predictor, the others are not worth the time.
-            parity_case = nnunet.read_cases(dataset, workspace)[0] if fold == FINAL_FOLD else None
-            export(workspace.final_checkpoint(dataset, fold), dataset, config, workspace, out, parity_case)
+            # And it alone folds auxiliary classes into the background: the others teach them to the next iteration.
+            final = fold == FINAL_FOLD
+            case = nnunet.read_cases(dataset, workspace)[0] if final else None
+            export(workspace.final_checkpoint(dataset, fold), dataset, config, workspace, out, case, not final)
 
 
 def label(iteration: Iteration, config: Config, workspace: Workspace, executor: Executor, tick: Tick) -> None:
     """All models of the iteration on all unlabelled cases: a pseudo-label and a row each. Raises LoopError."""
     number, workspace = iteration.number, _absolute(workspace)
-    for folder in (workspace.pseudo_labels(number), workspace.rows(number), workspace.failures(number)):
-        folder.mkdir(parents=True, exist_ok=True)
+    files = files_of("case", number, config, workspace)
+    for path in (files.label, files.training_label, files.row, workspace.failure(number, "case")):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
     todo = [
         case
         for case in iteration.cases.unlabelled
@@ -278,17 +295,22 @@ def load_labeller(
     labeller = Labeller(bundles, config.labelling, config.cluster.labelling_threads, device)
 
     def work(case: str) -> None:
-        before = workspace.pseudo_label(number - 1, case)
-        labeller.label(
-            workspace.image(case),
-            workspace.pseudo_label(number, case),
-            workspace.row(number, case),
-            leave_out.get(case, ()),
-            before if number and before.exists() else None,
-        )
+        labeller.label(files_of(case, number, config, workspace), leave_out.get(case, ()))
         log.info("labelled %s", case)
 
     return work
+
+
+def files_of(case: str, number: int, config: Config, workspace: Workspace) -> Files:
+    """What labelling a case in an iteration reads and writes."""
+    before = workspace.pseudo_label(number - 1, case)
+    return Files(
+        image=workspace.image(case),
+        label=workspace.pseudo_label(number, case),
+        row=workspace.row(number, case),
+        training_label=workspace.training_pseudo_label(number, case) if config.data.auxiliary_classes else None,
+        previous=before if number and before.exists() else None,
+    )
 
 
 def choose(iteration: Iteration, config: Config, workspace: Workspace) -> Selection:
@@ -302,7 +324,7 @@ def choose(iteration: Iteration, config: Config, workspace: Workspace) -> Select
     return selection
 
 
-def following(iteration: Iteration, workspace: Workspace) -> Iteration:
+def following(iteration: Iteration, config: Config, workspace: Workspace) -> Iteration:
     """The iteration after one that is done. Says so loudly where nothing was accepted."""
     number = iteration.number
     accepted = read_selection(workspace.selection(number)).accepted
@@ -313,7 +335,8 @@ def following(iteration: Iteration, workspace: Workspace) -> Iteration:
             number,
             workspace.selection(number),
         )
-    return Iteration(number + 1, iteration.cases, {case: workspace.pseudo_label(number, case) for case in accepted})
+    label = workspace.training_pseudo_label if config.data.auxiliary_classes else workspace.pseudo_label
+    return Iteration(number + 1, iteration.cases, {case: label(number, case) for case in accepted})
 
 
 def iteration_settings(number: int, config: Config) -> Config:
@@ -350,12 +373,8 @@ def _failed(iteration: Iteration, workspace: Workspace) -> set[str]:
     return {case for case in iteration.cases.unlabelled if workspace.failure(iteration.number, case).exists()}
 
 
-def _check_same_data(found: set[str], recorded: Mapping[str, Sequence[str]], workspace: Workspace) -> None:
-    changed = sorted(found ^ set(recorded["found"]))
-    if changed:
-        raise LoopError(
-            f"{workspace.root} was started with other cases ({len(changed)} differ, such as {changed[0]}): use a new folder"
-        )
+def _files(case: Case) -> list[Path]:
+    return [path for path in (case.image, case.label, case.auxiliary) if path is not None]
 
 
 def _counts(iteration: Iteration) -> tuple[int, int]:

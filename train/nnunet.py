@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -403,14 +404,20 @@ def _preprocess_case(case: str, dataset: str, earlier: Sequence[str], config: Co
         base = workspace.raw_dataset(dataset).parent
         files = dataset_json["dataset"][case]
         plans = PlansManager(str(workspace.plans(dataset)))
-        DefaultPreprocessor(verbose=False).run_case_save(
-            str(part / case),
-            [str((base / image).resolve()) for image in files["images"]],
-            str((base / files["label"]).resolve()),
-            plans,
-            plans.get_configuration(CONFIGURATION),
-            dataset_json,
-        )
+        try:
+            DefaultPreprocessor(verbose=False).run_case_save(
+                str(part / case),
+                [str((base / image).resolve()) for image in files["images"]],
+                str((base / files["label"]).resolve()),
+                plans,
+                plans.get_configuration(CONFIGURATION),
+                dataset_json,
+            )
+        except RuntimeError as error:  # blosc2 does not say that a disk is full
+            free = shutil.disk_usage(part).free / 1e9
+            raise TrainingError(
+                f"{part / case}: nnU-Net cannot write the preprocessed case ({error}); {free:.3f} GB of disk are free"
+            ) from error
     for source in earlier:
         image = workspace.preprocessed_cases(source) / f"{case}{CASE_FILES[0]}"
         if image.exists():

@@ -67,10 +67,23 @@ def prepare_case(case: Case, config: Config, workspace: Workspace) -> None:
         atomic_write(workspace.volumes(case.id), json.dumps(organ_volumes(labels, scan.spacing), indent=1).encode())
         write_volume(workspace.label(case.id), labels_to_working_grid(labels, target), affine)
         if case.auxiliary is not None:
-            merged = _merge_auxiliary(labels, case.auxiliary, scan, case.image, config)
+            auxiliary = _read_matching(case.auxiliary, scan, case.image, len(config.classes) - 1)
+            merged = with_auxiliary(labels, auxiliary)
             write_volume(workspace.training_label(case.id), labels_to_working_grid(merged, target), affine)
     voxels = np.clip(to_working_grid(scan.voxels, target), INT16.min, INT16.max).astype(np.int16)
     write_volume(workspace.image(case.id), voxels, affine)
+
+
+def with_auxiliary(organs: Labels, auxiliary: Labels) -> Labels:
+    """Label map (z, y, x) of ``organs``, and of the classes of ``auxiliary`` that are no organs where there is no organ."""
+    use = (organs == 0) & (auxiliary >= FIRST_AUXILIARY)
+    return np.where(use, auxiliary, organs).astype(np.uint8)
+
+
+def organs_alone(labels: Labels) -> Labels:
+    """``labels`` with auxiliary classes as background; itself where it has none."""
+    auxiliary = labels >= FIRST_AUXILIARY
+    return np.where(auxiliary, 0, labels).astype(np.uint8) if auxiliary.any() else labels
 
 
 def exact_spacing(affine: Array, spacing: Spacing) -> Array:
@@ -179,14 +192,6 @@ def _read_matching(path: Path, scan: Volume, image: Path, highest: int) -> Label
     if found > highest:
         raise PrepareError(f"{path}: label {found}; expected 0 to {highest}")
     return np.asarray(labels.voxels, np.uint8)
-
-
-def _merge_auxiliary(organs: Labels, path: Path, scan: Volume, image: Path, config: Config) -> Labels:
-    """Organs, and auxiliary classes where there is no organ."""
-    last = len(config.classes) - 1
-    auxiliary = _read_matching(path, scan, image, last)
-    use = (organs == 0) & (auxiliary >= FIRST_AUXILIARY)
-    return np.where(use, auxiliary, organs).astype(np.uint8)
 
 
 def _shape(shape: Shape) -> str:

@@ -51,6 +51,11 @@ class Workspace:
         return self.root / "lock"
 
     @property
+    def data(self) -> Path:
+        """The scans that a loop was started on: size of the files of each case; written before any work."""
+        return self.root / "data.json"
+
+    @property
     def cases(self) -> Path:
         """Ids of the cases a loop works on; written when all of them are prepared."""
         return self.root / "cases.json"
@@ -83,6 +88,10 @@ class Workspace:
     def pseudo_label(self, number: int, case: str) -> Path:
         """A case's pseudo-label on the working grid."""
         return self.pseudo_labels(number) / f"{case}.nii.gz"
+
+    def training_pseudo_label(self, number: int, case: str) -> Path:
+        """Its organs and auxiliary classes, where a run has any: what the next iteration learns."""
+        return self.iteration(number) / "auxiliary" / f"{case}.nii.gz"
 
     def rows(self, number: int) -> Path:
         return self.iteration(number) / "rows"
