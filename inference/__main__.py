@@ -41,6 +41,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="average the logits over all eight flips (slower; for networks trained with flips)",
     )
     parser.add_argument("--no-postprocessing", action="store_true", help="leave the network's labels as they are")
+    parser.add_argument("--no-crop", action="store_true", help="work on the whole field of view, not on the body's box")
     parser.add_argument("--report", type=Path, help="JSON with volumes, seconds, memory and warnings, outside OUTPUTS")
     parsed = parser.parse_args(arguments)
     if parsed.threads < 0:
@@ -62,7 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
         bundle = read_bundle(parsed.weights)
         engine = load_engine(bundle, parsed.device, parsed.threads, parsed.precision)
         log.info("%s; %d case%s", engine.name, len(cases), "s" * (len(cases) != 1))
-        options = Options(parsed.step, (0, 1, 2) if parsed.mirror else (), not parsed.no_postprocessing)
+        mirror_axes = (0, 1, 2) if parsed.mirror else ()
+        options = Options(parsed.step, mirror_axes, not parsed.no_postprocessing, not parsed.no_crop)
         failed = segment_cases(cases, Segmenter(bundle, engine, options), problems, parsed.report)
     except (InputError, BundleError, EngineError, OSError) as error:
         log.error("%s", error)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from inference.body import body_box
 from inference.bundle import Bundle, BundleError, Intensity, Plan
 from inference.engine import Engine, EngineError
 from inference.postprocess import Context, postprocess
@@ -32,11 +33,15 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class Options:
-    """How a bundle is run. ``step``: window step, None takes the plan's. ``mirror_axes``: test-time mirroring, 0 z, 1 y, 2 x."""
+    """How a bundle is run. ``step``: window step, None takes the plan's. ``mirror_axes``: test-time mirroring, 0 z, 1 y, 2 x.
+
+    ``crop``: only the rows and columns that hold the body are worked on; outside them the mask is background.
+    """
 
     step: float | None = None
     mirror_axes: tuple[int, ...] = ()
     postprocess: bool = True
+    crop: bool = True
 
     def __post_init__(self) -> None:
         if self.step is not None and not 0 < self.step <= 1:
@@ -96,11 +101,13 @@ class Segmenter:
         """Label map of a scan, which must be in the plan's orientation. Its working set is a few windows and the scan."""
         watch = Stopwatch()
         with watch.stage("resample"):
-            target = working_shape(scan.shape, scan.spacing, self.plan.spacing)
-            image = to_working_grid(scan.voxels, target)
+            box = self._box(scan)
+            voxels = scan.voxels[box]
+            target = working_shape(voxels.shape, scan.spacing, self.plan.spacing)
+            image = to_working_grid(voxels, target)
         with watch.stage("labels"):
             slices = slices_of(_timed(self.logits(image, progress), watch, "network"))
-            labels = labels_on_grid(slices, target[0], scan.shape)
+            labels = labels_on_grid(slices, target[0], voxels.shape)
         # The slabs are made while the labels are painted: take the network's share out.
         watch.seconds["labels"] -= watch.seconds["network"]
         warnings: tuple[str, ...] = ()
@@ -109,7 +116,16 @@ class Segmenter:
                 labels, warnings = postprocess(labels, Context.of(self.plan, scan.voxel_volume))
         if not labels.any():
             warnings = (*warnings, "no organ found: the mask is empty")
-        return Segmentation(labels, watch.seconds, warnings)
+        whole = np.zeros(scan.shape, np.uint8)
+        whole[box] = labels
+        return Segmentation(whole, watch.seconds, warnings)
+
+    def _box(self, scan: Volume) -> tuple[slice, slice, slice]:
+        """The part of a scan that is worked on (z, y, x)."""
+        if not self.options.crop:
+            return slice(None), slice(None), slice(None)
+        _, *extent = (voxels * side for voxels, side in zip(self.plan.patch, self.plan.spacing, strict=True))
+        return slice(None), *body_box(scan.voxels, scan.spacing, (extent[0], extent[1]))
 
 
 def normalise(image: Array, intensity: Intensity) -> Floats:

@@ -142,6 +142,20 @@ def test_post_processing_runs_unless_switched_off(folders, weights: Path) -> Non
     assert (read_labels(outputs / "CASE.nii.gz").voxels[19] == 3).any()
 
 
+def test_air_around_the_body_is_not_worked_on_and_changes_nothing(folders, weights: Path, tmp_path: Path) -> None:
+    inputs, outputs = folders
+    wide = np.pad(SCAN, ((0, 0), (30, 50), (70, 40)), constant_values=-1000)
+    save_nifti(inputs / "CASE_0000.nii.gz", wide)
+    seen = []
+    for name, options in (("cropped", ()), ("whole", ("--no-crop",))):
+        report = tmp_path / f"{name}.json"
+        assert run(inputs, outputs, weights, "--no-postprocessing", "--report", str(report), *options) == 0
+        labels = read_labels(outputs / "CASE.nii.gz").voxels
+        assert (labels == np.pad(LEVELS, ((0, 0), (30, 50), (70, 40)))).all()
+        seen.append(json.loads(report.read_text())["cases"][0]["organ_ml"])
+    assert seen[0] == seen[1]
+
+
 def test_step_and_mirroring_stay_reachable(weights: Path) -> None:
     calls = 0
     bundle = make_bundle()
