@@ -98,9 +98,8 @@ class Builder:
 
     def _clear(self, shape: Ellipsoid | Tube | Composite, over: Sequence[int]) -> None:
         """Push neighbours off by the width of the fat between organs; bowel that is cut gets its wall back."""
-        depths = ((-self.gap - 2.6, T.BOWEL_WALL), (-self.gap, T.FAT))
-        self.canvas.paint_layers(shape, depths[:1], [t for t in over if t in LUMEN])
-        self.canvas.paint_layers(shape, depths[1:], over)
+        wall = (-self.gap - 2.6, T.BOWEL_WALL, [t for t in over if t in LUMEN])
+        self.canvas.paint_in_turn(shape, (wall, (-self.gap, T.FAT, over)))
 
     def _course(self, points: Sequence[ArrayLike], jitter: float, per_span: int = 4) -> Doubles:
         p = np.asarray(points, float)
@@ -538,8 +537,7 @@ class Builder:
         }
         scale = self._fit(lambda k: self._liver_at(k, pose), self.targets["liver"] * 1.26)
         liver = self._liver_at(scale, pose)
-        c.paint_layers(liver, ((-2.6, T.BOWEL_WALL),), LUMEN)
-        c.paint(liver, T.LIVER, (T.FAT, *BOWEL))
+        c.paint_in_turn(liver, ((-2.6, T.BOWEL_WALL, LUMEN), (0.0, T.LIVER, FREE)))
         self.liver = liver
         self.shapes["liver"] = Ellipsoid(pose["right"], pose["right_axes"] * scale * 0.85)
         # Falciform ligament's fissure, porta hepatis
@@ -604,8 +602,7 @@ class Builder:
         if not missing:
             spleen = at(scale)
             over = (T.FAT, *BOWEL, *ORGAN_TISSUES["stomach"], *ORGAN_TISSUES["liver"])
-            c.paint_layers(spleen, ((-2.6, T.BOWEL_WALL),), LUMEN)
-            c.paint(spleen, T.SPLEEN, over)
+            c.paint_in_turn(spleen, ((-2.6, T.BOWEL_WALL, LUMEN), (0.0, T.SPLEEN, over)))
         self.shapes["spleen"] = Ellipsoid(centre, axes * size * scale * 0.8, angles)
         self.hilum = centre + np.array([-22 * size, -8.0, -4.0])
 
@@ -845,8 +842,8 @@ class Builder:
         over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], T.ARTERY)
         self._clear(body, (*BOWEL, T.LIVER))
         stomach = ORGAN_TISSUES["stomach"]  # yields, but keeps its wall
-        c.paint_layers(body, ((-self.gap - 3.5, T.STOMACH_WALL),), (T.STOMACH_CONTENT, T.STOMACH_GAS))
-        c.paint_layers(body, ((-self.gap, T.FAT),), stomach)
+        wall = (-self.gap - 3.5, T.STOMACH_WALL, (T.STOMACH_CONTENT, T.STOMACH_GAS))
+        c.paint_in_turn(body, (wall, (-self.gap, T.FAT, stomach)))
         wide, obstructed = self._u(1.4, 3.5), self.r.random() < 0.6
         duct = wide if obstructed and "pancreas" in self.disease.lesions else 0.9
         c.paint(uncinate, T.PANCREAS, (T.FAT, *BOWEL))

@@ -4,7 +4,7 @@ Body coordinates are LPS: x to the patient's left, y to posterior, z to superior
 at the body's centre. Points and axes of shapes are written (x, y, z); arrays are (z, y, x) as everywhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -358,24 +358,44 @@ class Canvas:
         return None if found is None else found[0]
 
     def distance(self, shape: Shape, margin: float = 0.0) -> tuple[Box, Floats] | None:
-        """The shape's distance in its box and ``margin`` mm around it; far from tubes a large number."""
+        """The shape's distance in its box and ``margin`` mm around it; where it is far, a large number may stand.
+
+        Parts of a composite and pieces of a tube are measured where they can be, not in the whole box.
+        """
         low, high = shape.bounds()
         found = self._reach((low - margin, high + margin), self._anywhere)
-        if found is None:
-            return None
-        box, shift = found
-        if not isinstance(shape, Tube):
-            return box, shape.distance(self._at(box))
+        return None if found is None else (found[0], self._within(shape, *found, margin))
+
+    def _within(self, shape: Shape, box: Box, shift: Corners, margin: float) -> Floats:
+        if isinstance(shape, Ellipsoid):
+            return shape.distance(self._at(box))
         out = np.full([s.stop - s.start for s in box], 1e3, np.float32)
-        for i in range(len(shape.points) - 1):
-            low, high = shape.cone_bounds(i)
-            inner = self._reach((low - margin, high + margin), shift)
-            if inner is None:
-                continue
-            cut = inner[0]
+        if isinstance(shape, Tube):
+            for i in range(len(shape.points) - 1):
+                for cut, view, _ in self._part(shape.cone_bounds(i), out, box, shift, margin):
+                    np.minimum(view, shape.cone(i, self._at(cut)), out=view)
+        elif isinstance(shape, Composite):
+            for part in shape.parts:
+                for cut, view, inner in self._part(part.bounds(), out, box, shift, margin):
+                    np.minimum(view, self._within(part, cut, inner, margin), out=view)
+            for hole in shape.holes:
+                for cut, view, inner in self._part(hole.bounds(), out, box, shift, margin):
+                    np.maximum(view, -self._within(hole, cut, inner, margin), out=view)
+        else:
+            np.copyto(out, shape.distance(self._at(box)))
+        return out
+
+    def _part(
+        self, bounds: Corners, out: Floats, box: Box, shift: Corners, margin: float
+    ) -> Iterator[tuple[Box, Floats, Corners]]:
+        """The voxels in ``box`` that a part with these corners can reach, ``out`` there, its displacements; or nothing."""
+        found = self._reach((bounds[0] - margin, bounds[1] + margin), shift)
+        if found is None:
+            return
+        cut = [slice(max(c.start, b.start), min(c.stop, b.stop)) for c, b in zip(found[0], box, strict=True)]
+        if all(c.start < c.stop for c in cut):
             view = out[tuple(slice(c.start - b.start, c.stop - b.start) for c, b in zip(cut, box, strict=True))]
-            np.minimum(view, shape.cone(i, self._at(cut)), out=view)
-        return box, out
+            yield (cut[0], cut[1], cut[2]), view, found[1]
 
     def _at(self, box: Box) -> Points:
         return self.points[0][box], self.points[1][box], self.points[2][box]
@@ -385,8 +405,12 @@ class Canvas:
         self.paint_layers(shape, ((0.0, tissue),), over)
 
     def paint_layers(self, shape: Shape, layers: Sequence[tuple[float, int]], over: Sequence[int]) -> None:
-        """Nested tissues: each (depth mm, tissue) fills what lies deeper than ``depth`` inside ``shape``."""
-        found = self.distance(shape, max(0.0, -min(depth for depth, _ in layers)) * shape.slack)
+        """Nested tissues: each (depth mm, tissue) fills what lies deeper than ``depth`` inside ``shape``.
+
+        ``over`` is what lay there before the first. A depth below 0 reaches out of the shape. Not for the inside of a
+        composite with holes: there only depths up to 0 are right.
+        """
+        found = self.distance(shape, self._margin(shape, [depth for depth, _ in layers]))
         if found is None:
             return
         box, e = found
@@ -394,6 +418,20 @@ class Canvas:
         allowed = lookup(over)[view]
         for depth, tissue in layers:
             view[(e < -depth) & allowed] = tissue
+
+    def paint_in_turn(self, shape: Shape, coats: Sequence[tuple[float, int, Sequence[int]]]) -> None:
+        """As ``paint_layers``, but each (depth, tissue, over) paints over what the ones before it have left."""
+        found = self.distance(shape, self._margin(shape, [depth for depth, _, _ in coats]))
+        if found is None:
+            return
+        box, e = found
+        view = self.tissue[box]
+        for depth, tissue, over in coats:
+            view[(e < -depth) & lookup(over)[view]] = tissue
+
+    @staticmethod
+    def _margin(shape: Shape, depths: Sequence[float]) -> float:
+        return max(0.0, -min(depths)) * shape.slack
 
     def level(self, shape: Shape, tissue: int, over: Sequence[int], height: float) -> None:
         """Gas rises: in ``shape``, what lies in front of the plane y = ``height`` mm (scanner's) becomes ``tissue``."""

@@ -26,16 +26,16 @@ BOX = (372.0, 306.0, 408.0)  # mm (z, y, x) around the body's centre and the hei
 LEVEL = 28.0  # mm above the disc L1/L2: pancreas, kidneys, gallbladder
 COLUMNS = 5
 GAP = 4
-SHADES = 40  # of grey: fewer than 256, for a small file
+SHADES = 48  # of grey: fewer than 256, for a small file
 
 
 def slices(seed: int) -> tuple[Phantom, Grid, int, int]:
     """The phantom of ``seed``, its grid, and the indices of the axial and the coronal slice to show."""
     z, y, x = BOX
     grid = Grid.covering((LEVEL - z / 2, 12 - y / 2, -x / 2), (LEVEL + z / 2, 12 + y / 2, x / 2), SPACING)
-    vessels = Body.draw(seed).spine(0)[1] - 21
+    kidneys = Body.draw(seed).spine(0)[1] - 14
     axial = int(np.argmin(np.abs(grid.coordinates(0) - LEVEL)))
-    coronal = int(np.argmin(np.abs(grid.coordinates(1) - vessels)))
+    coronal = int(np.argmin(np.abs(grid.coordinates(1) - kidneys)))
     return generate(seed, grid, Disease()), grid, axial, coronal
 
 
