@@ -2,6 +2,7 @@
 
     python -m benchmarks.labelling compare RUN SCANS   # RUN: of `python -m train fit`; SCANS: a folder of CASE_0000.nii.gz
     python -m benchmarks.labelling memory RUN          # the same process over 5 and over 50 cases
+    python -m benchmarks.labelling paper               # the same process with five networks of the paper's size
 
 Each figure is of a process of its own, start-up and imports included, on whatever this machine is. A run has one network;
 it stands in for all five models, which costs the same. Both sides get the scans as they lie on disk, the same window step
@@ -9,6 +10,7 @@ and no mirroring.
 """
 
 import argparse
+import hashlib
 import logging
 import os
 import shutil
@@ -23,17 +25,17 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.bundle import read_bundle
+from inference.bundle import FORMAT_VERSION, Bundle, Intensity, Model, Plan, read_bundle, write_bundle
 from inference.engine import cuda_available
-from inference.organs import ORGANS
+from inference.organs import CLASSES, ORGANS
 from inference.resample import labels_to_working_grid
-from inference.volume import read_labels, write_volume
-from train.config import load_config, read_settings
+from inference.volume import ORIENTATION, read_labels, write_volume
+from train.config import Config, load_config, read_settings
 from train.dataset import Case
-from train.export import export
+from train.export import export, to_onnx
 from train.labelling import Files, Labeller, working_set
 from train.metrics import dice
-from train.nnunet import TRAINER_FOLDER
+from train.nnunet import TRAINER_FOLDER, architecture
 from train.prepare import prepare_case
 from train.workspace import CONFIGURATION, LABELLED_DATASET, PLANS, TRAINER, Workspace
 
@@ -68,8 +70,10 @@ def main() -> int:
             sys.stdout.write(
                 compare(Workspace(arguments.run), arguments.scans, Path(folder), arguments.runs, arguments.softmax)
             )
-        else:
+        elif arguments.command == "memory":
             sys.stdout.write(memory(Workspace(arguments.run), Path(folder)))
+        else:
+            sys.stdout.write(paper(Path(folder)))
     return 0
 
 
@@ -86,6 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     both.add_argument("--softmax", action="store_true", help="measure nnU-Net with stored softmax, too")
     resident = commands.add_parser("memory", help="memory over 5 and over 50 cases")
     resident.add_argument("run", metavar="RUN", type=Path)
+    commands.add_parser("paper", help="memory with five networks of the paper's size, of random weights")
     one = commands.add_parser("label", help="the process that is measured")
     for name in ("bundle", "scans", "out"):
         one.add_argument(name, type=Path)
@@ -196,6 +201,53 @@ def memory(workspace: Workspace, folder: Path) -> str:
         lines.append(f"| {count} | {usage.memory:.0f} |\n")
         log.info("%s", lines[-1].strip())
     return "".join(lines)
+
+
+def paper(folder: Path) -> str:
+    """Peak memory of one labelling process with five networks of the paper's size, on a scan of one window."""
+    plan = write_untrained(folder / "bundle", load_config())
+    z, y, x = plan.spacing
+    (folder / "scans").mkdir()
+    scan = np.random.default_rng(0).normal(0, 200, plan.patch).astype(np.int16)
+    write_volume(folder / "scans" / f"Case_00001{CHANNEL}", scan, np.diag([-x, -y, z, 1.0]))
+    usage = ours(folder / "scans", folder / "out", folder)
+    networks = MODELS * (folder / "bundle" / plan.model.file).stat().st_size / 2**20
+    whole = (125, 320, 320)
+    return (
+        f"five networks: {networks:.0f} MiB; working set of one window by `working_set`: "
+        f"{working_set(plan.patch, plan, MODELS) / 2**20:.0f} MiB, of a scan of {' x '.join(map(str, whole))} voxels "
+        f"{working_set(whole, plan, MODELS) / 2**20:.0f} MiB\n"
+        f"peak of the process, one window: {usage.memory:.0f} MiB; {usage.cpu:.0f} CPU s\n"
+    )
+
+
+def write_untrained(folder: Path, config: Config) -> Plan:
+    """A bundle of the settings' network with random weights."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    described = architecture(config)
+    network = get_network_from_plans(
+        described["network_class_name"],
+        described["arch_kwargs"],
+        described["_kw_requires_import"],
+        1,
+        len(CLASSES),
+        deep_supervision=False,
+    )
+    model = to_onnx(network.eval(), config.network.patch, half=False)
+    plan = Plan(
+        format_version=FORMAT_VERSION,
+        model=Model("model.onnx", hashlib.sha256(model).hexdigest()),
+        orientation=ORIENTATION,
+        spacing=config.prepare.spacing,
+        patch=config.network.patch,
+        step=config.inference.step,
+        classes=CLASSES,
+        intensity=Intensity(-160.0, 240.0, 50.0, 80.0),
+        organ_minima_mm3={},
+    )
+    write_bundle(folder, Bundle(plan, model))
+    return plan
 
 
 def find_checkpoint(workspace: Workspace) -> Path:

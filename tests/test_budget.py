@@ -52,6 +52,13 @@ def test_mirroring_costs_eight_windows_for_one() -> None:
     assert budget.expected(VOXELS, 50, load_config(settings=["labelling.mirroring=true"])).labelling_flop == 8 * once
 
 
+def test_auxiliary_classes_take_room_for_a_second_label_map_and_where_their_voxels_lie() -> None:
+    plain = budget.expected(VOXELS, 50, load_config()).disk_bytes
+    more = budget.expected(VOXELS, 50, load_config(settings=['data.auxiliary_classes=["bone", "lung"]'])).disk_bytes
+    maps = 50 + 2000 * 4
+    assert more - plain == pytest.approx(maps * (0.1 * VOXELS[0] + 2 * 320_000), rel=0.01)
+
+
 def test_a_run_that_does_not_fit_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = budget.expected(VOXELS, 50, load_config())
     monkeypatch.setattr(budget, "free_bytes", lambda run: plan.disk_bytes - 1)

@@ -280,7 +280,7 @@ def snapshot(run: Path) -> dict[str, tuple[int, int, bytes]]:
     files = {}
     for path in sorted(run.rglob("*")):
         step = path.name in ("selection.csv", PLAN_NAME, "checkpoint_final.pth", "cases.json", "splits_final.json")
-        if path.parent.name == "labels" and path.parent.parent.name != "prepared":
+        if path.parent.name in ("labels", "auxiliary") and path.parent.parent.name != "prepared":
             step = (path.parents[1] / "rows" / path.name.replace(".nii.gz", ".json")).exists()
         if path.is_file() and (step or path.parent.name in ("rows", "images")):
             status = path.stat()

@@ -331,12 +331,12 @@ def _configuration(shape: Sequence[int], config: Config) -> dict[str, Any]:
         "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": False},
         "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": False},
         "batch_dice": config.network.batch_dice,
-        "architecture": _architecture(config),
+        "architecture": architecture(config),
     }
 
 
-def _architecture(config: Config) -> dict[str, Any]:
-    """nnU-Net's plain convolutional U-Net."""
+def architecture(config: Config) -> dict[str, Any]:
+    """nnU-Net's plain convolutional U-Net of the settings, as its plans describe it."""
     network = config.network
     return {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
