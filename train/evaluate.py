@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
 from inference.organs import ORGANS
 from inference.volume import SUFFIXES, Labels, Volume, VolumeError, atomic_write, read_labels
-from train.metrics import Score, Spacing, score
+from train import groups
+from train.metrics import Figure, Score, Spacing, score, summarise_values
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,6 @@ Box = tuple[slice, slice, slice]
 
 # Masks of one grid that went through different tools differ by rounding; a tenth of a voxel is no rounding.
 GEOMETRY_TOLERANCE = 0.1
-BOOTSTRAP_SAMPLES = 10_000
-BOOTSTRAP_SEED = 22
 # Characters: cases stand side by side only where a terminal shows them without breaking lines.
 TERMINAL_WIDTH = 100
 
@@ -50,16 +48,6 @@ class Evaluation:
     scores: dict[str, Scores]
     errors: dict[str, str]
     missing: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A mean over cases with its 95 % bootstrap interval, and the median."""
-
-    mean: float
-    low: float
-    high: float
-    median: float
 
 
 @dataclass(frozen=True)
@@ -183,7 +171,10 @@ def summarise(scores: dict[str, Scores]) -> list[Row]:
     )
     names = [*(organ.name for organ in ORGANS), "overall"]
     columns = [np.column_stack([values, values.mean(axis=1)]).T for values in (dsc, nsd)]
-    return [Row(name, len(scores), _figure(d), _figure(n)) for name, d, n in zip(names, *columns, strict=True)]
+    return [
+        Row(name, len(scores), summarise_values(d), summarise_values(n))
+        for name, d, n in zip(names, *columns, strict=True)
+    ]
 
 
 def scores_csv(scores: dict[str, Scores]) -> str:
@@ -256,6 +247,18 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> list[Row]:
     return rows
 
 
+def write_groups(scores: dict[str, Scores], contents: Mapping[str, groups.Contents], out: Path) -> str:
+    """Write groups.csv, organs_by_finding.csv and groups.md into a folder, and give both tables for the terminal.
+    At least one case.
+    """
+    cases, organs = groups.by_group(scores, contents), groups.by_organ(scores, contents)
+    for name, rows, section in (("groups.csv", cases, "section"), ("organs_by_finding.csv", organs, "organ")):
+        header, *lines = groups.table_lines(rows, section)
+        atomic_write(out / name, _csv(header, lines).encode())
+    atomic_write(out / "groups.md", groups.groups_markdown(cases, organs).encode())
+    return groups.groups_table(cases, organs)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``python -m train evaluate``."""
     parser.description = "Score predictions as the FLARE22 organisers do: DSC and NSD per case and organ."
@@ -265,6 +268,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="where scores.csv, summary.csv and summary.md go"
+    )
+    parser.add_argument(
+        "--records",
+        type=Path,
+        metavar="PATH",
+        help="of synthetic scans: their data set, its phantoms.json or its records; also score by disease, artefact, "
+        "contrast and extent (groups.csv, organs_by_finding.csv, groups.md)",
     )
     parser.add_argument(
         "--jobs",
@@ -279,17 +289,21 @@ def run(args: argparse.Namespace) -> int:
     """Exit status: 0 if every pair was scored (a missing prediction scores 0), 1 if some failed, 2 if there was nothing to score or nowhere to write."""
     try:
         # Before the work, which may take an hour: is there something to score, and somewhere to write?
-        find_pairs(args.predictions, args.references)
+        references, _ = find_pairs(args.predictions, args.references)
+        contents = groups.read_contents(args.records, references) if args.records else None
         args.out.mkdir(parents=True, exist_ok=True)
         evaluation = score_folder(args.predictions, args.references, args.jobs)
         rows = write_evaluation(evaluation, args.out)
-    except EvaluationError as error:
+        by_group = write_groups(evaluation.scores, contents, args.out) if contents else ""
+    except (EvaluationError, groups.RecordError) as error:
         log.error("%s", error)
         return 2
     except OSError as error:
         log.error("%s: cannot be written (%s)", error.filename or args.out, error.strerror)
         return 2
     sys.stdout.write(table(evaluation.scores, rows))
+    if by_group:
+        sys.stdout.write(f"\n{by_group}")
     if evaluation.errors:
         log.error("%d of %d cases failed: %s", len(evaluation.errors), _total(evaluation), ", ".join(evaluation.errors))
         return 1
@@ -359,15 +373,6 @@ def _enclosing(boxes: Iterable[Box | None]) -> Box:
         slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in zip(*found, strict=True)
     )
     return z, y, x
-
-
-def _figure(values: npt.NDArray[np.float64]) -> Figure:
-    """Percentile bootstrap over cases: the same seed each time, so the same scores give the same interval."""
-    rng = np.random.default_rng(BOOTSTRAP_SEED)
-    # A multinomial count per case is a resample with replacement, without holding samples x cases indices.
-    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), BOOTSTRAP_SAMPLES)
-    low, high = np.percentile(counts @ values / len(values), [2.5, 97.5])
-    return Figure(float(values.mean()), float(low), float(high), float(np.median(values)))
 
 
 def _means(scores: Scores) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""DSC and NSD of one organ, by the rules of the FLARE22 organisers (JunMa11/FLARE, FLARE22/Evaluation).
+"""DSC and NSD of one organ, by the rules of the FLARE22 organisers (JunMa11/FLARE, FLARE22/Evaluation), and their means.
 
 NSD is DeepMind's surface-distance measure: both surfaces are cut into marching-cubes surfels between voxel centres, and
 a surfel counts as overlapping when the nearest surfel of the other surface is no farther than the organ's tolerance.
@@ -26,6 +26,8 @@ LABELLED_SLICES_ONLY = ("aorta", "inferior_vena_cava", "esophagus")
 # Below this DSC the evaluator does not measure surfaces: NSD is 0.
 DSC_WITHOUT_SURFACE = 0.2
 DIGITS = 4
+BOOTSTRAP_SAMPLES = 10_000
+BOOTSTRAP_SEED = 22
 
 # The corners of a cube between eight voxel centres, in (z, y, x); a corner's place is its bit in a surfel code.
 CORNERS: tuple[Corner, ...] = tuple((z, y, x) for z, y, x in product((0, 1), repeat=3))
@@ -42,6 +44,16 @@ class Score:
         for name, value in (("dsc", self.dsc), ("nsd", self.nsd)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; expected a number from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over cases with its 95 % bootstrap interval, and the median."""
+
+    mean: float
+    low: float
+    high: float
+    median: float
 
 
 def score(reference: Mask, prediction: Mask, spacing: Spacing, organ: Organ) -> Score:
@@ -63,6 +75,18 @@ def score(reference: Mask, prediction: Mask, spacing: Spacing, organ: Organ) -> 
     dsc = dice(reference, prediction)
     nsd = 0.0 if dsc < DSC_WITHOUT_SURFACE else surface_dice(reference, prediction, spacing, organ.tolerance)
     return Score(_rounded(dsc), _rounded(nsd))
+
+
+def summarise_values(values: Floats) -> Figure:
+    """Mean, interval and median of (cases,) values, at least one.
+
+    Percentile bootstrap over cases: the same seed each time, so the same scores give the same interval.
+    """
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    # A multinomial count per case is a resample with replacement, without holding samples x cases indices.
+    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), BOOTSTRAP_SAMPLES)
+    low, high = np.percentile(counts @ values / len(values), [2.5, 97.5])
+    return Figure(float(values.mean()), float(low), float(high), float(np.median(values)))
 
 
 def dice(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> float:
