@@ -14,11 +14,22 @@ from typing import Any
 import numpy as np
 
 from inference.bundle import Bundle, BundleError, Intensity, Plan
-from inference.engine import Engine, EngineError
+from inference.engine import Engine, EngineError, OnnxRuntimeEngine
 from inference.postprocess import Context, postprocess
 from inference.resample import Floats, labels_on_grid, slices_of, to_working_grid, working_shape
-from inference.sliding_window import Progress, mirrored, sliding_window
-from inference.volume import SUFFIXES, Array, Labels, Volume, VolumeError, atomic_write, read_volume, write_labels
+from inference.sliding_window import Layout, Progress, mirrored, sliding_window
+from inference.stitching import Stitcher
+from inference.volume import (
+    SUFFIXES,
+    Array,
+    Labels,
+    Shape,
+    Volume,
+    VolumeError,
+    atomic_write,
+    read_volume,
+    write_labels,
+)
 
 log = logging.getLogger(__name__)
 
@@ -84,13 +95,20 @@ class Segmenter:
         self.engine = engine
         self.options = options or Options()
         self.plan.check_mirroring(self.options.mirror_axes)
+        self._stitcher: Stitcher | None = None
+        if isinstance(engine, OnnxRuntimeEngine) and engine.adds_up and not self.options.mirror_axes:
+            self._stitcher = Stitcher(engine, len(self.plan.classes))
 
     def logits(self, image: Floats, progress: Progress | None = None) -> Iterator[Floats]:
         """Logits of a scan on the working grid, in HU (z, y, x), as consecutive slabs (classes, n, y, x)."""
         plan, options = self.plan, self.options
         network = mirrored(self.engine, options.mirror_axes)
-        step = plan.step if options.step is None else options.step
-        return sliding_window(normalise(image, plan.intensity), plan.patch, step, network, progress)
+        return sliding_window(normalise(image, plan.intensity), plan.patch, self.step, network, progress)
+
+    @property
+    def step(self) -> float:
+        """Window step as a fraction of the patch."""
+        return self.plan.step if self.options.step is None else self.options.step
 
     def segment(self, scan: Volume, progress: Progress | None = None) -> Segmentation:
         """Label map of a scan, which must be in the plan's orientation. Its working set is a few windows and the scan."""
@@ -98,11 +116,7 @@ class Segmenter:
         with watch.stage("resample"):
             target = working_shape(scan.shape, scan.spacing, self.plan.spacing)
             image = to_working_grid(scan.voxels, target)
-        with watch.stage("labels"):
-            slices = slices_of(_timed(self.logits(image, progress), watch, "network"))
-            labels = labels_on_grid(slices, target[0], scan.shape)
-        # The slabs are made while the labels are painted: take the network's share out.
-        watch.seconds["labels"] -= watch.seconds["network"]
+        labels = self._labels(image, scan.shape, watch, progress)
         warnings: tuple[str, ...] = ()
         if self.options.postprocess:
             with watch.stage("rules"):
@@ -110,6 +124,19 @@ class Segmenter:
         if not labels.any():
             warnings = (*warnings, "no organ found: the mask is empty")
         return Segmentation(labels, watch.seconds, warnings)
+
+    def _labels(self, image: Floats, target: Shape, watch: Stopwatch, progress: Progress | None) -> Labels:
+        """Labels on the scan's grid ``target`` of an image on the working grid, in HU."""
+        layout = Layout.of((image.shape[0], image.shape[1], image.shape[2]), self.plan.patch, self.step)
+        if self._stitcher and self._stitcher.fits(layout):
+            with watch.stage("network"):
+                return self._stitcher.labels(normalise(image, self.plan.intensity), layout, target, progress)
+        with watch.stage("labels"):
+            slices = slices_of(_timed(self.logits(image, progress), watch, "network"))
+            labels = labels_on_grid(slices, image.shape[0], target)
+        # The slabs are made while the labels are painted: take the network's share out.
+        watch.seconds["labels"] -= watch.seconds["network"]
+        return labels
 
 
 def normalise(image: Array, intensity: Intensity) -> Floats:

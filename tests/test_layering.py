@@ -8,7 +8,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # Modules of inference/ from the ground up: each imports only from those before it.
-ORDER = ["organs", "volume", "bundle", "resample", "sliding_window", "engine", "postprocess", "pipeline", "__main__"]
+ORDER = [
+    "organs",
+    "volume",
+    "bundle",
+    "resample",
+    "sliding_window",
+    "onnx_file",
+    "engine",
+    "stitching",
+    "postprocess",
+    "pipeline",
+    "__main__",
+]
 IMAGE_PACKAGES = {"numpy", "scipy", "nibabel", "cc3d", "openvino", "onnxruntime"}
 
 
