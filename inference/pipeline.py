@@ -5,7 +5,8 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,8 +130,9 @@ class Segmenter:
         """Labels on the scan's grid ``target`` of an image on the working grid, in HU."""
         layout = Layout.of((image.shape[0], image.shape[1], image.shape[2]), self.plan.patch, self.step)
         if self._stitcher and self._stitcher.fits(layout):
-            with watch.stage("network"):
-                return self._stitcher.labels(normalise(image, self.plan.intensity), layout, target, progress)
+            with watch.stage("resample"):
+                image = normalise(image, self.plan.intensity)
+            return self._stitcher.labels(image, layout, target, watch.stage, progress)
         with watch.stage("labels"):
             slices = slices_of(_timed(self.logits(image, progress), watch, "network"))
             labels = labels_on_grid(slices, image.shape[0], target)
@@ -204,22 +206,52 @@ def check_outputs(inputs: Path, outputs: Path, report: Path | None) -> None:
         raise InputError(f"{report}: its folder does not exist or cannot be written to; expected a writable folder")
 
 
+class Reader:
+    """Reads scans in a thread, each while the one before is worked on, the first while the engine is loaded."""
+
+    def __init__(self, cases: Sequence[Case], orientation: str) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read")
+        self._paths = [case.scan for case in cases]
+        self._orientation = orientation
+        self._next: Future[Volume] | None = None
+        self._read_next()
+
+    def take(self) -> Volume:
+        """The next scan, in the order of the cases; reading of the one after begins. Raises VolumeError, MemoryError."""
+        assert self._next is not None, "more scans taken than cases"
+        ready, self._next = self._next, None
+        wait((ready,))
+        self._read_next()
+        return ready.result()
+
+    def _read_next(self) -> None:
+        if self._paths:
+            self._next = self._thread.submit(read_volume, self._paths.pop(0), self._orientation)
+
+
 def segment_cases(
-    cases: Sequence[Case], segmenter: Segmenter, problems: Sequence[str] = (), report: Path | None = None
+    cases: Sequence[Case],
+    segmenter: Segmenter,
+    problems: Sequence[str] = (),
+    report: Path | None = None,
+    reader: Reader | None = None,
+    start: Mapping[str, float] | None = None,
 ) -> int:
     """Segment every case and write its mask; one that fails is named and the rest goes on.
 
     ``problems`` (see ``find_cases``) and the cases that fail are logged and counted: the number is returned.
+    ``reader``: of these cases, where it has begun already. ``start``: seconds of the start, for the report.
     ``report``: JSON of organ volumes, seconds, memory and warnings per case, rewritten whole after each case.
     """
     for problem in problems:
         log.error("%s", problem)
     entries: list[dict[str, Any]] = [{"case": None, "error": problem} for problem in problems]
     failed = len(problems)
+    reader = reader or Reader(cases, segmenter.plan.orientation)
     for number, case in enumerate(cases, start=1):
         log.info("%d/%d %s", number, len(cases), case.name)
         try:
-            entry = _segment_case(case, segmenter)
+            entry = _segment_case(case, segmenter, reader)
         except (VolumeError, EngineError, BundleError, OSError, MemoryError) as error:
             failed += 1
             message = _message(case, error)
@@ -227,25 +259,23 @@ def segment_cases(
             entry = {"case": case.name, "error": message}
         entries.append(entry)
         if report:
-            _write_report(report, segmenter, entries)
+            _write_report(report, {"engine": segmenter.engine.name, "start": dict(start or {}), "cases": entries})
     return failed
 
 
-def _write_report(report: Path, segmenter: Segmenter, entries: list[dict[str, Any]]) -> None:
+def _write_report(report: Path, content: Mapping[str, Any]) -> None:
     """The report of what was done so far. A report that cannot be written is no reason to stop making masks."""
     try:
-        atomic_write(
-            report, (json.dumps({"engine": segmenter.engine.name, "cases": entries}, indent=2) + "\n").encode()
-        )
+        atomic_write(report, (json.dumps(content, indent=2) + "\n").encode())
     except OSError as error:
         log.error("%s: could not be written (%s)", report, error.strerror)
 
 
-def _segment_case(case: Case, segmenter: Segmenter) -> dict[str, Any]:
-    """Read, segment, write one case; returns its entry of the report."""
+def _segment_case(case: Case, segmenter: Segmenter, reader: Reader) -> dict[str, Any]:
+    """Segment and write the next case of ``reader``; returns its entry of the report. ``read``: seconds waited for it."""
     watch = Stopwatch()
     with watch.stage("read"):
-        scan = read_volume(case.scan, segmenter.plan.orientation)
+        scan = reader.take()
     result = segmenter.segment(scan, _log_progress())
     with watch.stage("write"):
         write_labels(case.mask, result.labels, scan)

@@ -5,7 +5,8 @@ what the network does. Here the sums of one row of windows stay on the device: n
 logits and add them to the row, a second small graph interpolates what is settled and takes the arg-max.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from inference.resample import Axis, Floats, axis
 from inference.sliding_window import Layout, Progress
 from inference.volume import Labels, Shape
 
+# Enters a stage whose seconds are counted.
+Stage = Callable[[str], AbstractContextManager[None]]
 # Bytes of interpolated logits at a time, and of a row's sums; beyond the second the host adds up.
 CHUNK_BYTES = 2**25
 ROW_BYTES = 2**28
@@ -47,32 +50,41 @@ class Stitcher:
         row = self._classes * layout.patch[0] * layout.padded[1] * layout.padded[2]
         return self._engine.adds_up and row * np.dtype(self._engine.type).itemsize <= ROW_BYTES
 
-    def labels(self, image: Floats, layout: Layout, target: Shape, progress: Progress | None = None) -> Labels:
-        """Label map on the grid ``target`` (z, y, x) of a normalised image on the working grid. Raises EngineError."""
+    def labels(
+        self, image: Floats, layout: Layout, target: Shape, stage: Stage, progress: Progress | None = None
+    ) -> Labels:
+        """Label map on the grid ``target`` (z, y, x) of a normalised image on the working grid. Raises EngineError.
+
+        ``stage``: what is entered for the stages ``network`` and ``labels``.
+        """
         out = np.empty(target, np.uint8)
         planes = axis(image.shape[0], target[0])
         done = 0
         carried = None
-        for z, after, sums in self._rows(layout.pad(image), layout, progress):
+        for z, after, sums in self._rows(layout.pad(image), layout, stage, progress):
             settled = int(np.searchsorted(planes.high + layout.before[0], after))
-            for chunk in self._chunks(done, settled, target):
-                within = Axis(planes.low[chunk], planes.high[chunk], planes.fraction[chunk])
-                self._paint(out[chunk], sums, carried, z, within, layout)
-            done = max(done, settled)
-            carried = self._carry(sums, carried, z, after, layout)
+            with stage("labels"):
+                for chunk in self._chunks(done, settled, target):
+                    within = Axis(planes.low[chunk], planes.high[chunk], planes.fraction[chunk])
+                    self._paint(out[chunk], sums, carried, z, within, layout)
+                done = max(done, settled)
+                carried = self._carry(sums, carried, z, after, layout)
         return out
 
-    def _rows(self, padded: Floats, layout: Layout, progress: Progress | None) -> Iterator[tuple[int, int, Any]]:
+    def _rows(
+        self, padded: Floats, layout: Layout, stage: Stage, progress: Progress | None
+    ) -> Iterator[tuple[int, int, Any]]:
         """First slice of each row of windows, that of the next row, and the row's sums on the device."""
         done = 0
         starts = layout.starts[0]
         for z, after in zip(starts, [*starts[1:], layout.padded[0]], strict=True):
             sums: Any = np.zeros((1, 1, 1, 1, 1), self._engine.type)
-            for window in layout.row(z):
-                sums = self._engine.add_window(padded[window.place], window.weights, window.margins, sums)
-                done += 1
-                if progress:
-                    progress(done, layout.windows)
+            with stage("network"):
+                for window in layout.row(z):
+                    sums = self._engine.add_window(padded[window.place], window.weights, window.margins, sums)
+                    done += 1
+                    if progress:
+                        progress(done, layout.windows)
             expected = [1, self._classes, layout.patch[0], *layout.padded[1:]]
             if list(sums.shape()) != expected:
                 raise EngineError(f"the network's row of windows is {sums.shape()}; expected {expected}")
