@@ -26,6 +26,10 @@ CUDA = "CUDAExecutionProvider"
 CUDA_SETTINGS: dict[str, Any] = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
 # Of ONNX Runtime's arena. A CUDA context takes some 600 MiB beside it, and the challenge tolerates 2048 MiB in all.
 GPU_MEMORY = 1200 << 20
+# Devices whose memory a small graph gives back after each run.
+SHRINKAGE: str | None = "gpu:0"
+# Of the operations that add windows up: since this one, Pad takes its widths as an input and every float type.
+ADDING_OPSET = 13
 # Names of what is added to a network's inputs.
 WEIGHTS, PADS, SUMS = "window_weights", "window_pads", "window_sums"
 
@@ -149,14 +153,14 @@ class OnnxRuntimeEngine:
             with contextlib.redirect_stdout(io.StringIO()):
                 onnxruntime.preload_dlls()
         self.name = f"ONNX Runtime, {provider.removesuffix('ExecutionProvider')}, 1 CPU thread"
-        self._ort, self._provider, self._plan = onnxruntime, provider, bundle.plan
+        self.runtime, self._provider, self._plan = onnxruntime, provider, bundle.plan
         self._tf32 = precision != "f32"
         self._limited = True
         self._content = _read_network(bundle, half=provider == CUDA and precision != "f32")
         inputs, outputs = ports(self._content)
         self._input, self._output = inputs[0].name, outputs[0].name
         self.type: type[np.float16] | type[np.float32] = np.float16 if inputs[0].type == FLOAT16 else np.float32
-        self.adds_up = outputs[0].type == inputs[0].type and opset(self._content) >= 13
+        self.adds_up = outputs[0].type == inputs[0].type and opset(self._content) >= ADDING_OPSET
         self._network: Any = None
         self._adding: Any = None
         if self.adds_up:
@@ -210,6 +214,13 @@ class OnnxRuntimeEngine:
         except Exception as error:  # the library's own kinds have no common base
             raise EngineError(f"stitching failed: {_first_line(error)}") from error
 
+    def session_options(self) -> Any:
+        """ONNX Runtime's options for every session: one CPU thread, errors only."""
+        options = self.runtime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        return options
+
     @property
     def _device(self) -> str:
         return "cuda" if self._provider == CUDA else "cpu"
@@ -225,9 +236,9 @@ class OnnxRuntimeEngine:
                 binding.bind_ortvalue_input(name, value)
         binding.bind_output(session.get_outputs()[0].name, device)
         binding.synchronize_inputs()
-        options = self._ort.RunOptions()
-        if shrink and self._provider == CUDA:
-            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "gpu:0")
+        options = self.runtime.RunOptions()
+        if shrink and SHRINKAGE and self._provider == CUDA:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", SHRINKAGE)
         session.run_with_iobinding(binding, options)
         binding.synchronize_outputs()
         return binding.get_outputs()[0]
@@ -245,16 +256,15 @@ class OnnxRuntimeEngine:
 
     def _load(self, content: bytes) -> Any:
         """A session. Raises BundleError where the network is refused, EngineError where the device is not there."""
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         settings: dict[str, Any] = {}
         if self._provider == CUDA:
             settings = {**CUDA_SETTINGS, "use_tf32": int(self._tf32)}
             if self._limited:
                 settings["gpu_mem_limit"] = GPU_MEMORY
         try:
-            session = self._ort.InferenceSession(content, options, providers=[(self._provider, settings)])
+            session = self.runtime.InferenceSession(
+                content, self.session_options(), providers=[(self._provider, settings)]
+            )
         except Exception as error:  # the library's own kinds have no common base
             raise BundleError(
                 f"{self._plan.model.file}: ONNX Runtime refuses the network ({_first_line(error)})"
