@@ -112,10 +112,16 @@ def benchmark(record: Record, arguments: argparse.Namespace) -> None:
     if gpu:
         record.step("memory of the idle device, MiB", gpu.used)
     bundle = arguments.weights
-    if bundle is None:
-        record.step("network", lambda: str(sides.make_network(arguments.device)))
-        bundle = sides.CACHE / "bundle"
     shape = tuple(arguments.shape)
+    made = {"scan made": sides.start("scan", *shape, *SCAN[1])}
+    if not arguments.no_long:
+        made["long scan made"] = sides.start("scan", *LONG[0], *LONG[1])
+    if bundle is None:
+        # In a process of its own: one that trained would keep its hold on the GPU's memory.
+        made["network made"] = sides.start("network", arguments.device)
+        bundle = sides.CACHE / "bundle"
+    for name, process in made.items():
+        record.step(name, partial(sides.finish, process))
     scan = partial(sides.make_scan, shape, SCAN[1])
     record.step("scan", lambda: [str(scan(cases=count)) for count in (1, CASES)])
     ours = partial(run_ours, bundle=bundle, out=arguments.out, device=arguments.device, gpu=gpu)
@@ -127,7 +133,6 @@ def benchmark(record: Record, arguments: argparse.Namespace) -> None:
     for name in arguments.variants:
         record.step(f"variant: {name}", partial(ours, name.replace(" ", "_"), scan(), VARIANTS[name]))
     if not arguments.no_long:
-        record.step("long scan", lambda: str(sides.make_scan(*LONG)))
         record.step("ours, 600 slices", lambda: ours("long", sides.make_scan(*LONG)))
     if arguments.weights is None:
         record.step("page cache dropped again", sides.drop_page_cache)

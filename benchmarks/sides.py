@@ -2,13 +2,18 @@
 
 The network is nnU-Net's for the paper's patch (30.7 million parameters), trained just long enough on phantoms that its output
 is smooth. It is fully convolutional, so a machine without a GPU trains it on a smaller patch and runs it on the full one.
+
+    python -m benchmarks.sides network cpu|cuda            # makes the network, in a process that then leaves the GPU
+    python -m benchmarks.sides scan Z Y X SZ SY SX         # makes a scan: voxels, mm
 """
 
+import argparse
 import json
 import logging
 import os
 import resource
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,6 +83,7 @@ def make_network(device: str, cache: Path = CACHE) -> Path:
     write_dataset(cache / "data", LABELLED, 0, 0, seed=SEED, spacing=(4.0, 1.2, 1.2), jobs=len(os.sched_getaffinity(0)))
     config = load_config(None, [*COMMON, *TRAINING[device], f"training.device={device}"])
     workspace = Workspace(cache / "run")
+    os.environ.update(nnUNet_compile="false")  # takes longer than this training
     fit(cache / "data", "all", config, workspace)
     checkpoint = workspace.final_checkpoint(LABELLED_DATASET, "all")
     trained = read_bundle(workspace.bundle)
@@ -216,10 +222,44 @@ def machine() -> Mapping[str, object]:
 
 
 def _gpu_name() -> str | None:
-    import subprocess
-
     command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def start(*words: object) -> subprocess.Popen[str]:
+    """Start one of this module's commands."""
+    command = [sys.executable, "-m", "benchmarks.sides", *(str(word) for word in words)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for a command that was started; its last line. Raises RuntimeError with what it said where it failed."""
+    output, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{process.args!r}: exit code {process.returncode}\n{output[-3000:]}")
+    return output.strip().rpartition("\n")[2]
+
+
+def main() -> int:
+    """Make the network or a scan; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("network").add_argument("device", choices=("cpu", "cuda"))
+    scan = commands.add_parser("scan")
+    scan.add_argument("shape", type=int, nargs=3)
+    scan.add_argument("spacing", type=float, nargs=3)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    if arguments.command == "network":
+        made = make_network(arguments.device)
+    else:
+        made = make_scan(tuple(arguments.shape), tuple(arguments.spacing))
+    sys.stdout.write(f"{made}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
