@@ -53,7 +53,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "scratch memory kept": {"shrink": None},
     "added up on the host": {"host": True},
     "float32 with TF32": {"half": False, "limit_mib": 65536},
-    "float32": {"arguments": ["--precision", "f32"], "limit_mib": 65536},
+    "no rules": {"arguments": ["--no-postprocessing"]},
+    "float32 no rules": {"arguments": ["--precision", "f32", "--no-postprocessing"], "limit_mib": 65536},
 }
 
 
@@ -140,8 +141,10 @@ def benchmark(record: Record, arguments: argparse.Namespace) -> None:
             record.step(
                 f"nnU-Net, start {number + 1}", lambda: run_theirs(scan(), arguments.out, arguments.device, gpu)
             )
-        record.step("DSC with nnU-Net", lambda: sides.likeness(arguments.out / "first", arguments.out / "nnunet"))
-    record.step("DSC with float32", lambda: sides.likeness(arguments.out / "first", arguments.out / "float32"))
+        record.step("DSC with nnU-Net", lambda: sides.likeness(arguments.out / "no_rules", arguments.out / "nnunet"))
+    record.step(
+        "DSC with float32", lambda: sides.likeness(arguments.out / "no_rules", arguments.out / "float32_no_rules")
+    )
 
 
 def run_ours(
