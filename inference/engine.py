@@ -5,7 +5,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from inference.bundle import Bundle, BundleError, Plan
 from inference.onnx_file import FLOAT, FLOAT16, INT64, Node, OnnxFileError, append, open_port, opset, ports, to_half
 from inference.resample import Floats
+from inference.sliding_window import Window
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ SHRINKAGE: str | None = "gpu:0"
 # Of the operations that add windows up: since this one, Pad takes its widths as an input and every float type.
 ADDING_OPSET = 13
 # Names of what is added to a network's inputs.
-WEIGHTS, PADS, SUMS = "window_weights", "window_pads", "window_sums"
+SHARES, PADS, SUMS = ("window_share_z", "window_share_y", "window_share_x"), "window_pads", "window_sums"
 
 # ONNX Runtime from 1.31 on reports to its maker unless told otherwise before it is imported. A medical container must not.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -180,16 +181,16 @@ class OnnxRuntimeEngine:
         _check_output(self._plan, list(output.shape))
         return np.asarray(output[0], np.float32)
 
-    def add_window(self, window: Floats, weights: Floats, margins: Sequence[tuple[int, int]], sums: Any) -> Any:
-        """Run a window (z, y, x) and add its logits, times ``weights`` (z, y, x), to the ``sums`` of a row of windows.
+    def add_window(self, image: npt.NDArray[Any], window: Window, sums: Any) -> Any:
+        """Run the network on a window of an ``image`` (z, y, x) and add its weighted logits to the ``sums`` of its row.
 
-        ``sums``: what the call before returned, (1, classes, z, Y, X) on the device; a single 0 to begin with. ``margins``:
-        voxels of the row before and behind the window along y and x. Raises EngineError.
+        ``sums``: what the call before returned, (1, classes, z, Y, X) on the device; a single 0 to begin with.
+        Raises EngineError.
         """
-        (top, bottom), (left, right) = margins
+        (top, bottom), (left, right) = window.margins
         feeds = {
-            self._input: window[None, None],
-            WEIGHTS: weights,
+            self._input: image[window.place][None, None],
+            **dict(zip(SHARES, (share.reshape(-1, 1, 1) for share in window.shares), strict=True)),
             PADS: np.array([0, 0, 0, top, left, 0, 0, 0, bottom, right], np.int64),
             SUMS: sums,
         }
@@ -197,11 +198,11 @@ class OnnxRuntimeEngine:
             return self._bind(self._adding, feeds, self._device)
         except Exception as error:  # the library's own kinds have no common base
             if not (self._limited and "memory" in str(error).lower()):
-                raise EngineError(f"the network failed on a window of {window.shape}: {_first_line(error)}") from error
+                raise EngineError(f"the network failed on a window: {_first_line(error)}") from error
         log.warning("the network does not fit in %d MiB of GPU memory; going on without a limit", GPU_MEMORY >> 20)
         self._limited = False
         self._adding = self._load(self._with_sums())
-        return self.add_window(window, weights, margins, sums)
+        return self.add_window(image, window, sums)
 
     def session(self, content: bytes) -> Any:
         """A session for a small graph on the same device, for ``run``."""
@@ -247,11 +248,16 @@ class OnnxRuntimeEngine:
         """The network with nodes behind it that weight its logits and add them to a row's sums."""
         kind = FLOAT16 if self.type is np.float16 else FLOAT
         nodes = [
-            Node("Mul", [self._output, WEIGHTS], ["window_weighted"]),
+            # The three shares are (n, 1, 1) each: turned along their axes and multiplied, they are the window's weights.
+            Node("Transpose", [SHARES[1]], ["window_along_y"], {"perm": [1, 0, 2]}),
+            Node("Transpose", [SHARES[2]], ["window_along_x"], {"perm": [1, 2, 0]}),
+            Node("Mul", ["window_along_y", "window_along_x"], ["window_in_plane"]),
+            Node("Mul", [SHARES[0], "window_in_plane"], ["window_weights"]),
+            Node("Mul", [self._output, "window_weights"], ["window_weighted"]),
             Node("Pad", ["window_weighted", PADS], ["window_framed"]),
             Node("Add", ["window_framed", SUMS], ["window_added"]),
         ]
-        added = [open_port(WEIGHTS, kind, 3), open_port(PADS, INT64, 1), open_port(SUMS, kind, 5)]
+        added = [*(open_port(name, kind, 3) for name in SHARES), open_port(PADS, INT64, 1), open_port(SUMS, kind, 5)]
         return append(self._content, nodes, added, [open_port("window_added", kind, 5)])
 
     def _load(self, content: bytes) -> Any:

@@ -55,12 +55,18 @@ def shares(starts: Sequence[int], patch: int, size: int) -> list[Floats]:
 
 @dataclass(frozen=True)
 class Window:
-    """One window: its ``place`` (slices z, y, x) in the padded image, the ``weights`` (z, y, x) of its voxels, and the voxels
-    before and behind it within its row: ``margins`` (y, x)."""
+    """One window: its ``place`` (slices z, y, x) in the padded image, its ``shares`` of the voxels along each axis, and the
+    voxels before and behind it within its row: ``margins`` (y, x)."""
 
     place: tuple[slice, slice, slice]
-    weights: Floats
+    shares: tuple[Floats, Floats, Floats]
     margins: tuple[tuple[int, int], tuple[int, int]]
+
+    @property
+    def weights(self) -> Floats:
+        """Share of every voxel, (z, y, x)."""
+        z, y, x = self.shares
+        return z[:, None, None] * (y[:, None] * x)
 
 
 @dataclass(frozen=True)
@@ -116,8 +122,7 @@ class Layout:
             margins = tuple(
                 (at, size - at - n) for at, n, size in zip((y, x), self.patch[1:], self.padded[1:], strict=True)
             )
-            weights = depth[:, None, None] * (height[:, None] * width)
-            yield Window((place[0], place[1], place[2]), weights, (margins[0], margins[1]))
+            yield Window((place[0], place[1], place[2]), (depth, height, width), (margins[0], margins[1]))
 
 
 def sliding_window(
@@ -137,8 +142,9 @@ def sliding_window(
             logits = network(padded[window.place])
             if sums is None:
                 sums = np.zeros((len(logits), patch[0], *layout.padded[1:]), np.float32)
+            weights = window.weights
             for channel, values in zip(sums, logits, strict=True):
-                channel[:, *window.place[1:]] += window.weights * values
+                channel[:, *window.place[1:]] += weights * values
             done += 1
             if progress:
                 progress(done, layout.windows)

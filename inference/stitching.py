@@ -59,9 +59,10 @@ class Stitcher:
         """
         out = np.empty(target, np.uint8)
         planes = axis(image.shape[0], target[0])
+        padded = layout.pad(image).astype(self._engine.type)
         done = 0
         carried = None
-        for z, after, sums in self._rows(layout.pad(image), layout, stage, progress):
+        for z, after, sums in self._rows(padded, layout, stage, progress):
             settled = int(np.searchsorted(planes.high + layout.before[0], after))
             with stage("labels"):
                 for chunk in self._chunks(done, settled, target):
@@ -72,7 +73,7 @@ class Stitcher:
         return out
 
     def _rows(
-        self, padded: Floats, layout: Layout, stage: Stage, progress: Progress | None
+        self, padded: npt.NDArray[Any], layout: Layout, stage: Stage, progress: Progress | None
     ) -> Iterator[tuple[int, int, Any]]:
         """First slice of each row of windows, that of the next row, and the row's sums on the device."""
         done = 0
@@ -81,7 +82,7 @@ class Stitcher:
             sums: Any = np.zeros((1, 1, 1, 1, 1), self._engine.type)
             with stage("network"):
                 for window in layout.row(z):
-                    sums = self._engine.add_window(padded[window.place], window.weights, window.margins, sums)
+                    sums = self._engine.add_window(padded, window, sums)
                     done += 1
                     if progress:
                         progress(done, layout.windows)
