@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -87,14 +88,15 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     arguments.out.mkdir(parents=True, exist_ok=True)
     record = Record(arguments.out / "gpu.json")
-    benchmark(record, arguments)
+    with tempfile.TemporaryDirectory() as masks:
+        benchmark(record, arguments, Path(masks))
     return 0
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for gpu.json and masks")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for gpu.json")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal without a GPU")
     parser.add_argument(
         "--weights", metavar="DIR", type=Path, help="another bundle; no reference, no network is trained"
@@ -104,10 +106,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS), help="all")
     parser.add_argument("--shape", type=int, nargs=3, metavar=("Z", "Y", "X"), default=SCAN[0], help="of the scan")
     parser.add_argument("--no-long", action="store_true", help="leave out the scan of 600 slices")
+    parser.add_argument("--keep-network", action="store_true", help="store the trained network in DIR (62 MB)")
+    parser.add_argument("--drop-page-cache", action="store_true", help="make first starts cold ones; wants root")
     return parser.parse_args()
 
 
-def benchmark(record: Record, arguments: argparse.Namespace) -> None:
+def benchmark(record: Record, arguments: argparse.Namespace, masks: Path) -> None:
     """All steps, the most wanted first. Started cold where the page cache may be dropped (root), else warm."""
     gpu = find_gpu(0) if arguments.device == "cuda" else None
     if gpu:
@@ -125,8 +129,11 @@ def benchmark(record: Record, arguments: argparse.Namespace) -> None:
         record.step(name, partial(sides.finish, process))
     scan = partial(sides.make_scan, shape, SCAN[1])
     record.step("scan", lambda: [str(scan(cases=count)) for count in (1, CASES)])
-    ours = partial(run_ours, bundle=bundle, out=arguments.out, device=arguments.device, gpu=gpu)
-    record.step("page cache dropped", sides.drop_page_cache)
+    ours = partial(run_ours, bundle=bundle, out=masks, device=arguments.device, gpu=gpu)
+    cold = arguments.drop_page_cache
+    if arguments.keep_network:
+        record.step("network kept", lambda: sides.pack(arguments.out))
+    record.step("page cache dropped", lambda: cold and sides.drop_page_cache())
     record.step("ours, first start", partial(ours, "first", scan()))
     for number in range(arguments.repeats):
         record.step(f"ours, start {number + 1}", partial(ours, f"again{number}", scan()))
@@ -136,15 +143,11 @@ def benchmark(record: Record, arguments: argparse.Namespace) -> None:
     if not arguments.no_long:
         record.step("ours, 600 slices", lambda: ours("long", sides.make_scan(*LONG)))
     if arguments.weights is None:
-        record.step("page cache dropped again", sides.drop_page_cache)
+        record.step("page cache dropped again", lambda: cold and sides.drop_page_cache())
         for number in range(arguments.reference):
-            record.step(
-                f"nnU-Net, start {number + 1}", lambda: run_theirs(scan(), arguments.out, arguments.device, gpu)
-            )
-        record.step("DSC with nnU-Net", lambda: sides.likeness(arguments.out / "no_rules", arguments.out / "nnunet"))
-    record.step(
-        "DSC with float32", lambda: sides.likeness(arguments.out / "no_rules", arguments.out / "float32_no_rules")
-    )
+            record.step(f"nnU-Net, start {number + 1}", lambda: run_theirs(scan(), masks, arguments.device, gpu))
+        record.step("DSC with nnU-Net", lambda: sides.likeness(masks / "no_rules", masks / "nnunet"))
+    record.step("DSC with float32", lambda: sides.likeness(masks / "no_rules", masks / "float32_no_rules"))
 
 
 def run_ours(

@@ -4,10 +4,12 @@ The network is nnU-Net's for the paper's patch (30.7 million parameters), traine
 is smooth. It is fully convolutional, so a machine without a GPU trains it on a smaller patch and runs it on the full one.
 
     python -m benchmarks.sides network cpu|cuda            # makes the network, in a process that then leaves the GPU
+    python -m benchmarks.sides unpack DIR                  # takes one that `benchmarks.gpu --keep-network` kept in DIR
     python -m benchmarks.sides scan Z Y X SZ SY SX         # makes a scan: voxels, mm
 """
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -22,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.bundle import Bundle, read_bundle, write_bundle
+from inference.bundle import Bundle, Plan, read_bundle, write_bundle
 from inference.organs import ORGANS
 from inference.volume import Shape, Spacing, read_labels, write_volume
 from train.config import load_config
@@ -57,6 +59,8 @@ COMMON = [
     "training.augmentation_workers=0",
     "network.batch_dice=true",
 ]
+# Bytes of a part of a packed network.
+PART = 15 << 20
 LABELLED = 10
 SEED = 5
 SCAN_SEED = 2_000_007
@@ -107,6 +111,52 @@ def _write_results(workspace: Workspace, checkpoint: Path, results: Path) -> Non
     content = torch.load(checkpoint, map_location="cpu", weights_only=False)
     content["optimizer_state"] = None
     torch.save(content, model / "fold_all" / "checkpoint_final.pth")
+
+
+def pack(out: Path, cache: Path = CACHE) -> list[str]:
+    """The trained network in float16, in files of at most PART bytes, for a machine that could not train it; their names."""
+    import torch
+
+    checkpoint = next((cache / "results").rglob("checkpoint_final.pth"))
+    model = checkpoint.parents[1]
+    content = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    content["network_weights"] = {name: values.half() for name, values in content["network_weights"].items()}
+    texts = {path.name: path.read_text() for path in (model / "dataset.json", model / "plans.json")}
+    buffer = io.BytesIO()
+    torch.save({"checkpoint": content, "texts": texts, "plan": (cache / "bundle" / "plan.json").read_text()}, buffer)
+    whole = buffer.getvalue()
+    names = []
+    for number, start in enumerate(range(0, len(whole), PART)):
+        names.append(f"network.{number}")
+        (out / names[-1]).write_bytes(whole[start : start + PART])
+    return names
+
+
+def unpack(parts: Path, cache: Path = CACHE) -> Path:
+    """Both sides of a network that ``pack`` wrote to the folder ``parts``; folder of the bundle."""
+    import torch
+
+    names = sorted(parts.glob("network.*"))
+    packed = torch.load(
+        io.BytesIO(b"".join(name.read_bytes() for name in names)), map_location="cpu", weights_only=False
+    )
+    content = packed["checkpoint"]
+    content["network_weights"] = {name: values.float() for name, values in content["network_weights"].items()}
+    workspace = Workspace(cache / "run")
+    model = cache / "results" / LABELLED_DATASET / workspace.model(LABELLED_DATASET).name
+    (model / "fold_all").mkdir(parents=True, exist_ok=True)
+    for name, text in packed["texts"].items():
+        (model / name).write_text(text)
+    workspace.plans(LABELLED_DATASET).parent.mkdir(parents=True, exist_ok=True)
+    workspace.plans(LABELLED_DATASET).write_text(packed["texts"]["plans.json"])
+    checkpoint = model / "fold_all" / "checkpoint_final.pth"
+    torch.save(content, checkpoint)
+    network = load_network(LABELLED_DATASET, checkpoint, load_config(None, COMMON), workspace)
+    onnx_file = to_onnx(network, PATCH, half=False)
+    plan = Plan.from_json(packed["plan"])
+    model_entry = replace(plan.model, sha256=sha256(onnx_file).hexdigest())
+    write_bundle(cache / "bundle", Bundle(replace(plan, model=model_entry), onnx_file))
+    return cache / "bundle"
 
 
 def make_scan(shape: Shape, spacing: Spacing, cache: Path = CACHE, cases: int = 1) -> Path:
@@ -248,6 +298,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("network").add_argument("device", choices=("cpu", "cuda"))
+    commands.add_parser("unpack").add_argument("parts", type=Path)
     scan = commands.add_parser("scan")
     scan.add_argument("shape", type=int, nargs=3)
     scan.add_argument("spacing", type=float, nargs=3)
@@ -255,6 +306,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     if arguments.command == "network":
         made = make_network(arguments.device)
+    elif arguments.command == "unpack":
+        made = unpack(arguments.parts)
     else:
         made = make_scan(tuple(arguments.shape), tuple(arguments.spacing))
     sys.stdout.write(f"{made}\n")
