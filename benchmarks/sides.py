@@ -120,14 +120,17 @@ def pack(out: Path, cache: Path = CACHE) -> list[str]:
     checkpoint = next((cache / "results").rglob("checkpoint_final.pth"))
     model = checkpoint.parents[1]
     content = torch.load(checkpoint, map_location="cpu", weights_only=False)
-    content["network_weights"] = {name: values.half() for name, values in content["network_weights"].items()}
+    # nnU-Net stores most tensors under several names; they stay one.
+    tensors = content["network_weights"]
+    halves = {values.data_ptr(): values.half() for values in tensors.values()}
+    content["network_weights"] = {name: halves[values.data_ptr()] for name, values in tensors.items()}
     texts = {path.name: path.read_text() for path in (model / "dataset.json", model / "plans.json")}
     buffer = io.BytesIO()
     torch.save({"checkpoint": content, "texts": texts, "plan": (cache / "bundle" / "plan.json").read_text()}, buffer)
     whole = buffer.getvalue()
     names = []
     for number, start in enumerate(range(0, len(whole), PART)):
-        names.append(f"network.{number}")
+        names.append(f"network.{number:02d}")
         (out / names[-1]).write_bytes(whole[start : start + PART])
     return names
 
@@ -141,7 +144,9 @@ def unpack(parts: Path, cache: Path = CACHE) -> Path:
         io.BytesIO(b"".join(name.read_bytes() for name in names)), map_location="cpu", weights_only=False
     )
     content = packed["checkpoint"]
-    content["network_weights"] = {name: values.float() for name, values in content["network_weights"].items()}
+    tensors = content["network_weights"]
+    whole = {values.data_ptr(): values.float() for values in tensors.values()}
+    content["network_weights"] = {name: whole[values.data_ptr()] for name, values in tensors.items()}
     workspace = Workspace(cache / "run")
     model = cache / "results" / LABELLED_DATASET / workspace.model(LABELLED_DATASET).name
     (model / "fold_all").mkdir(parents=True, exist_ok=True)
