@@ -4,6 +4,7 @@ The network is nnU-Net's for the paper's patch (30.7 million parameters), traine
 is smooth. It is fully convolutional, so a machine without a GPU trains it on a smaller patch and runs it on the full one.
 
     python -m benchmarks.sides network cpu|cuda            # makes the network, in a process that then leaves the GPU
+                                                           # --set training.max_minutes=5: a shorter training
     python -m benchmarks.sides unpack DIR                  # takes one that `benchmarks.gpu --keep-network` kept in DIR
     python -m benchmarks.sides scan Z Y X SZ SY SX         # makes a scan: voxels, mm
 """
@@ -23,19 +24,20 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from inference.bundle import Bundle, Plan, read_bundle, write_bundle
 from inference.organs import ORGANS
-from inference.volume import Shape, Spacing, read_labels, write_volume
+from inference.volume import Shape, Spacing, read_labels, read_volume, write_volume
 from train.config import load_config
 from train.export import to_onnx
 from train.fit import fit
 from train.metrics import dice
 from train.nnunet import TRAINER_FOLDER, load_network
 from train.phantom.canvas import Grid
-from train.phantom.cohort import write_dataset
+from train.phantom.cohort import Recipe, write_dataset
 from train.phantom.scan import generate
-from train.sampler import Gpu, run_sampled
+from train.sampler import PERIOD, Gpu, run_sampled
 from train.workspace import CONFIGURATION, LABELLED_DATASET, PLANS, TRAINER, Workspace
 
 log = logging.getLogger(__name__)
@@ -45,9 +47,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "build" / "bench"
 PATCH = (40, 224, 192)
 STEP = 0.9
-# Minutes on two cores, a minute on a GPU.
+# A quarter of an hour on two cores, a minute on a GPU.
 TRAINING = {
-    "cpu": ["network.patch=[40,64,64]", "training.epochs=15", "training.iterations_per_epoch=10"],
+    "cpu": ["network.patch=[40,64,64]", "training.epochs=30", "training.iterations_per_epoch=10"],
     "cuda": ["training.epochs=6", "training.iterations_per_epoch=50"],
 }
 COMMON = [
@@ -69,32 +71,47 @@ NAME = "scan"
 
 @dataclass(frozen=True)
 class Measured:
-    """One run of a command: wall and CPU seconds, MiB at most: RAM of all its processes, memory of the whole GPU."""
+    """One run of a command: wall and CPU seconds, MiB at most: RAM of all its processes, memory of the whole GPU.
+
+    ``others_cpu_seconds``: what the rest of the machine used meanwhile; near 0 where it was idle. ``flare_cpu_area``: percent
+    x s of the whole host, as the FLARE challenge adds it up.
+    """
 
     seconds: float
     cpu_seconds: float
     ram_mib: float
     gpu_mib: float | None
+    others_cpu_seconds: float
+    flare_cpu_area: float
     warnings: tuple[str, ...] = ()
 
 
-def make_network(device: str, cache: Path = CACHE) -> Path:
-    """Train the network where it is not there yet; folder of the bundle with the full patch, beside nnU-Net's ``results``."""
+def make_network(device: str, cache: Path = CACHE, settings: Sequence[str] = ()) -> Path:
+    """Train the network where it is not there yet; folder of the bundle with the full patch, beside nnU-Net's ``results``.
+
+    ``settings``: of the training, over the benchmark's own. A training that was cut off goes on.
+    """
     bundle_folder = cache / "bundle"
     if (bundle_folder / "plan.json").exists():
         return bundle_folder
     log.info("data of the network: %d phantoms", LABELLED)
-    write_dataset(cache / "data", LABELLED, 0, 0, seed=SEED, spacing=(4.0, 1.2, 1.2), jobs=len(os.sched_getaffinity(0)))
-    config = load_config(None, [*COMMON, *TRAINING[device], f"training.device={device}"])
+    data = cache / "data"
+    if len(list((data / "labelsTr").glob("*.nii.gz"))) < LABELLED:
+        recipe = Recipe(spacing=(4.0, 1.2, 1.2))
+        write_dataset(data, LABELLED, 0, 0, seed=SEED, recipe=recipe, jobs=len(os.sched_getaffinity(0)))
+    config = load_config(None, [*COMMON, *TRAINING[device], f"training.device={device}", *settings])
     workspace = Workspace(cache / "run")
     os.environ.update(nnUNet_compile="false")  # takes longer than this training
-    fit(cache / "data", "all", config, workspace)
+    fit(data, "all", config, workspace)
     checkpoint = workspace.final_checkpoint(LABELLED_DATASET, "all")
     trained = read_bundle(workspace.bundle)
     content = to_onnx(load_network(LABELLED_DATASET, checkpoint, config, workspace), PATCH, half=False)
     _write_results(workspace, checkpoint, cache / "results")
     model = replace(trained.plan.model, sha256=sha256(content).hexdigest())
-    write_bundle(bundle_folder, Bundle(replace(trained.plan, patch=PATCH, step=STEP, model=model), content))
+    progress = json.loads((checkpoint.parent / "progress.json").read_text(encoding="utf-8"))
+    provenance = {**trained.plan.provenance, "training": progress}
+    plan = replace(trained.plan, patch=PATCH, step=STEP, model=model, provenance=provenance)
+    write_bundle(bundle_folder, Bundle(plan, content))
     return bundle_folder
 
 
@@ -164,8 +181,11 @@ def unpack(parts: Path, cache: Path = CACHE) -> Path:
     return cache / "bundle"
 
 
-def make_scan(shape: Shape, spacing: Spacing, cache: Path = CACHE, cases: int = 1) -> Path:
-    """Folder of a phantom scan of that shape and spacing (z, y, x), as so many ``cases``."""
+def make_scan(shape: Shape, spacing: Spacing, cache: Path = CACHE, cases: int = 1, depth: int | None = None) -> Path:
+    """Folder of a phantom scan of that shape and spacing (z, y, x), as so many ``cases``.
+
+    ``depth``: only so many slices of it, the middle ones.
+    """
     name = "x".join(str(size) for size in shape) + f"_{spacing[0]:g}mm"
     path = cache / "scans" / name / f"{NAME}_0000.nii.gz"
     if not path.exists():
@@ -173,10 +193,13 @@ def make_scan(shape: Shape, spacing: Spacing, cache: Path = CACHE, cases: int = 
         extent = [count * side for count, side in zip(shape, spacing, strict=True)]
         # The middle of the abdomen lies below the origin, the liver's dome above it.
         origin = (-0.55 * extent[0], -extent[1] / 2, -extent[2] / 2)
-        phantom = generate(SCAN_SEED, Grid(shape, spacing, origin))
-        z, y, x = spacing
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_volume(path, phantom.hu, np.diag([-x, -y, z, 1.0]))
+        _store(path, generate(SCAN_SEED, Grid(shape, spacing, origin)).hu, spacing)
+    if depth is not None:
+        name = f"{depth}_of_{name}"
+        whole, path = path, cache / "scans" / name / f"{NAME}_0000.nii.gz"
+        if not path.exists():
+            first = (shape[0] - depth) // 2
+            _store(path, read_volume(whole).voxels[first : first + depth], spacing)
     folder = cache / "inputs" / f"{name}_{cases}"
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(cases):
@@ -184,6 +207,12 @@ def make_scan(shape: Shape, spacing: Spacing, cache: Path = CACHE, cases: int = 
         if not link.exists():
             os.link(path, link)
     return folder
+
+
+def _store(path: Path, voxels: npt.NDArray[np.int16], spacing: Spacing) -> None:
+    z, y, x = spacing
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_volume(path, voxels, np.diag([-x, -y, z, 1.0]))
 
 
 def our_command(scans: Path, masks: Path, bundle: Path, report: Path, options: Sequence[str] = ()) -> list[str]:
@@ -226,7 +255,9 @@ def measure(command: Sequence[str], gpu: Gpu | None = None) -> Measured:
     ram = max((sample.own.ram_peak for sample in trace.samples if sample.own), default=0.0)
     used = [sample.gpu for sample in trace.samples if sample.gpu is not None]
     warnings = tuple(line for line in trace.output.splitlines() if line.startswith("W "))
-    return Measured(trace.seconds, cpu, ram, max(used) if used else None, warnings)
+    area = sum(sample.host_cpu for sample in trace.samples) * PERIOD
+    others = max(0.0, trace.host_busy - cpu)
+    return Measured(trace.seconds, cpu, ram, max(used) if used else None, others, area, warnings)
 
 
 def drop_page_cache() -> bool:
@@ -302,7 +333,9 @@ def main() -> int:
     """Make the network or a scan; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("network").add_argument("device", choices=("cpu", "cuda"))
+    network = commands.add_parser("network")
+    network.add_argument("device", choices=("cpu", "cuda"))
+    network.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="a setting of the training")
     commands.add_parser("unpack").add_argument("parts", type=Path)
     scan = commands.add_parser("scan")
     scan.add_argument("shape", type=int, nargs=3)
@@ -310,7 +343,7 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     if arguments.command == "network":
-        made = make_network(arguments.device)
+        made = make_network(arguments.device, settings=arguments.set)
     elif arguments.command == "unpack":
         made = unpack(arguments.parts)
     else:

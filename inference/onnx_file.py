@@ -174,6 +174,8 @@ def _half_tensor(tensor: memoryview, kept: set[str]) -> bytes | memoryview:
             values += struct.pack("<f", value) if wire == FIXED32 else bytes(_buffer(value))
         elif number != TENSOR_TYPE:
             parts.append(_encode(number, wire, value))
+    if len(values) % 4:
+        raise OnnxFileError(f"is no ONNX file: {len(values)} bytes of float32 numbers")
     limit = float(np.finfo(np.float16).max)
     half = np.clip(np.frombuffer(values, "<f4"), -limit, limit).astype("<f2")
     return b"".join([*parts, _whole(TENSOR_TYPE, FLOAT16), _bytes(TENSOR_RAW, half.tobytes())])
@@ -271,6 +273,8 @@ def _fields(message: bytes | memoryview) -> Iterator[Field]:
                 value, place = struct.unpack_from("<f", view, place)[0], place + 4
             elif wire == FIXED64:
                 value, place = view[place : place + 8], place + 8
+                if len(value) != 8:
+                    raise IndexError
             else:
                 raise IndexError
         except (IndexError, struct.error) as error:
@@ -324,7 +328,10 @@ def _buffer(value: Value) -> memoryview:
 
 
 def _text(value: Value) -> str:
-    return bytes(_buffer(value)).decode()
+    try:
+        return bytes(_buffer(value)).decode()
+    except UnicodeDecodeError as error:
+        raise OnnxFileError("is no ONNX file: a name that is no text") from error
 
 
 def _integer(value: Value) -> int:

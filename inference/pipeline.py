@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 # A case CASE is CASE_0000.nii.gz among the inputs (nnU-Net's channel 0) and CASE.nii.gz among the outputs.
 CHANNEL = "_0000"
+STAGES = ("read", "resample", "network", "labels", "rules", "write")
 
 
 class InputError(ValueError):
@@ -57,10 +58,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A label map (z, y, x) on the scan's grid, seconds per stage, and what its reader should know."""
+    """A label map (z, y, x) on the scan's grid, seconds and CPU seconds per stage, and what its reader should know."""
 
     labels: Labels
     seconds: dict[str, float]
+    cpu_seconds: dict[str, float]
     warnings: tuple[str, ...]
 
 
@@ -75,17 +77,24 @@ class Case:
 
 @dataclass
 class Stopwatch:
-    """Seconds per stage; a stage that is entered again adds up."""
+    """Seconds per stage, and CPU seconds of the whole process meanwhile; a stage that is entered again adds up."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - cpu_start
+
+    def take_out(self, inner: str, outer: str) -> None:
+        """A stage that ran within another counts for itself alone."""
+        self.seconds[outer] -= self.seconds[inner]
+        self.cpu_seconds[outer] -= self.cpu_seconds[inner]
 
 
 class Segmenter:
@@ -124,7 +133,7 @@ class Segmenter:
                 labels, warnings = postprocess(labels, Context.of(self.plan, scan.voxel_volume))
         if not labels.any():
             warnings = (*warnings, "no organ found: the mask is empty")
-        return Segmentation(labels, watch.seconds, warnings)
+        return Segmentation(labels, watch.seconds, watch.cpu_seconds, warnings)
 
     def _labels(self, image: Floats, target: Shape, watch: Stopwatch, progress: Progress | None) -> Labels:
         """Labels on the scan's grid ``target`` of an image on the working grid, in HU."""
@@ -136,8 +145,7 @@ class Segmenter:
         with watch.stage("labels"):
             slices = slices_of(_timed(self.logits(image, progress), watch, "network"))
             labels = labels_on_grid(slices, image.shape[0], target)
-        # The slabs are made while the labels are painted: take the network's share out.
-        watch.seconds["labels"] -= watch.seconds["network"]
+        watch.take_out("network", "labels")  # the slabs are made while the labels are painted
         return labels
 
 
@@ -282,12 +290,7 @@ def _segment_case(case: Case, segmenter: Segmenter, reader: Reader) -> dict[str,
     warnings = (*scan.warnings, *result.warnings)
     for warning in warnings:
         log.warning("%s: %s", case.scan, warning)
-    seconds = {**watch.seconds, **result.seconds}
-    seconds = {
-        name: round(seconds[name], 3)
-        for name in ("read", "resample", "network", "labels", "rules", "write")
-        if name in seconds
-    }
+    seconds = _in_order({**watch.seconds, **result.seconds})
     log.info(
         "  %s in %.1f s (%s)", case.mask, sum(seconds.values()), ", ".join(f"{k} {v:.1f}" for k, v in seconds.items())
     )
@@ -297,9 +300,15 @@ def _segment_case(case: Case, segmenter: Segmenter, reader: Reader) -> dict[str,
         "spacing": [round(side, 4) for side in scan.spacing],
         "organ_ml": organ_volumes(result.labels, segmenter.plan, scan.voxel_volume),
         "seconds": seconds,
+        "cpu_seconds": _in_order({**watch.cpu_seconds, **result.cpu_seconds}),
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "warnings": warnings,
     }
+
+
+def _in_order(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by stage, in the order of the stages."""
+    return {name: round(seconds[name], 3) for name in STAGES if name in seconds}
 
 
 def organ_volumes(labels: Labels, plan: Plan, voxel_volume: float) -> dict[str, float]:

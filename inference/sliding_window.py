@@ -128,13 +128,14 @@ class Layout:
 def sliding_window(
     image: Floats, patch: Shape, step: float, network: Network, progress: Progress | None = None
 ) -> Iterator[Floats]:
-    """Yield the logits of ``image`` (z, y, x) as consecutive slabs (classes, n, y, x), first slice first.
+    """Yield the logits of ``image`` (z, y, x) as consecutive slabs (classes, 1, y, x), first slice first.
 
     ``progress(done, all)`` is called after every window.
     """
     layout = Layout.of((image.shape[0], image.shape[1], image.shape[2]), patch, step)
     padded = layout.pad(image)
     sums: Floats | None = None
+    weighted = np.empty(patch, np.float32)  # one for all windows: fresh megabytes cost more than the product
     done = 0
     first, last = layout.inside[0].start, layout.inside[0].stop
     for z, after in zip(layout.starts[0], [*layout.starts[0][1:], layout.padded[0]], strict=True):
@@ -144,14 +145,13 @@ def sliding_window(
                 sums = np.zeros((len(logits), patch[0], *layout.padded[1:]), np.float32)
             weights = window.weights
             for channel, values in zip(sums, logits, strict=True):
-                channel[:, *window.place[1:]] += weights * values
+                channel[:, *window.place[1:]] += np.multiply(weights, values, out=weighted)
             done += 1
             if progress:
                 progress(done, layout.windows)
         assert sums is not None
-        settled = slice(max(first - z, 0), min(after, last) - z)
-        if settled.stop > settled.start:
-            yield sums[:, settled, *layout.inside[1:]].copy()
+        for settled in range(max(first - z, 0), min(after, last) - z):
+            yield sums[:, settled : settled + 1, *layout.inside[1:]].copy()
         _advance(sums, after - z)
 
 
@@ -176,7 +176,7 @@ def mirrored(network: Network, axes: tuple[int, ...]) -> Network:
 
 def _advance(sums: Floats, slices: int) -> None:
     """Move ``sums`` (classes, z, y, x) down by ``slices``, in place, and clear the room above."""
-    kept = sums.shape[1] - slices
-    if kept > 0:
-        sums[:, :kept] = sums[:, slices:].copy()
-    sums[:, max(kept, 0) :] = 0
+    kept = max(sums.shape[1] - slices, 0)
+    for channel in sums:  # numpy copies what overlaps: a channel at a time
+        channel[:kept] = channel[slices:]
+        channel[kept:] = 0
