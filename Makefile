@@ -2,6 +2,7 @@
 #   make demo [SEED=n | SCAN=scan.nii.gz]   fresh synthetic scans, or a scan of yours, segmented with the shipped weights
 #   make test, make test-long, make lint    what CI runs, what is too slow for it, style and types
 #   make images [RUNTIMES=cpu]              organs:cpu and organs:gpu
+#   make bench                              speed and memory beside nnU-Net's: docs/bench.json, and tables
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SEED ?= 1
 CASES ?= 2
@@ -11,7 +12,7 @@ python := .venv/bin/python
 pip := $(python) -m pip --disable-pip-version-check install
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-long lint images
+.PHONY: demo test test-long lint images bench
 
 demo: .venv/demo-installed
 	rm -rf demo
@@ -34,6 +35,9 @@ test: .venv/test-installed
 
 test-long: .venv/test-installed
 	$(python) -m pytest -m long
+
+bench: .venv/test-installed
+	$(python) -m benchmarks.whole
 
 lint: .venv/test-installed
 	.venv/bin/ruff check .
@@ -64,7 +68,7 @@ images:
 
 .venv/demo-installed: inference/requirements-cpu.txt train/requirements.txt | .venv/bin/python
 	@echo "Installing the packages of the demo into .venv"
-	$(pip) --quiet --no-warn-conflicts -c inference/requirements-cpu.txt -c train/requirements.txt matplotlib
+	$(pip) --quiet --no-warn-conflicts -c inference/requirements-cpu.txt -c train/requirements.txt matplotlib scipy
 	$(pip) --quiet --no-deps -r inference/requirements-cpu.txt
 	touch $@
 

@@ -29,7 +29,7 @@ fi
 # One thread beside the engines, as in the paper. OpenVINO has threads of its own, which these do not touch: --threads counts those.
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 export ORT_DISABLE_TELEMETRY=1
-export PYTHONPATH="$home"
+export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
 
 # -P: a folder `inference` where the caller stands is not the program.
 exec "$PYTHON" -P -m inference "$@"

@@ -5,18 +5,34 @@ import io
 import logging
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from inference.bundle import Bundle, BundleError, Plan
+from inference.onnx_file import FLOAT, FLOAT16, INT64, Node, OnnxFileError, append, open_port, opset, ports, to_half
 from inference.resample import Floats
+from inference.sliding_window import Window
 
 log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "f32"]
+
+CUDA = "CUDAExecutionProvider"
+# Heuristic search: the exhaustive one takes seconds and gigabytes at the first window (the paper's peak of 6 GB).
+CUDA_SETTINGS: dict[str, Any] = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+# Of ONNX Runtime's arena. A CUDA context takes some 600 MiB beside it, and the challenge tolerates 2048 MiB in all.
+GPU_MEMORY = 1200 << 20
+# Devices whose memory a small graph gives back after each run.
+SHRINKAGE: str | None = "gpu:0"
+# Of the operations that add windows up: since this one, Pad takes its widths as an input and every float type.
+ADDING_OPSET = 13
+# Names of what is added to a network's inputs.
+SHARES, PADS, SUMS = ("window_share_z", "window_share_y", "window_share_x"), "window_pads", "window_sums"
 
 # ONNX Runtime from 1.31 on reports to its maker unless told otherwise before it is imported. A medical container must not.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -122,49 +138,164 @@ class OpenVinoEngine:
 
 
 class OnnxRuntimeEngine:
-    """The network through ONNX Runtime: on a GPU, beside one CPU thread, as the paper limits it (section 4.3)."""
+    """The network through ONNX Runtime: on a GPU, beside one CPU thread, as the paper limits it (section 4.3).
 
-    def __init__(self, bundle: Bundle, precision: Precision = "auto", provider: str = "CUDAExecutionProvider") -> None:
+    ``type``: of the network's input and output, float16 on a GPU unless ``precision`` is f32. ``adds_up``: whether
+    ``add_window`` works, which needs a network of opset 13 or later.
+    """
+
+    def __init__(self, bundle: Bundle, precision: Precision = "auto", provider: str = CUDA) -> None:
         try:
             import onnxruntime
         except ImportError as error:
             raise EngineError(f"device cuda: ONNX Runtime is not installed here ({error})") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        settings: dict[str, Any] = {}
-        if provider == "CUDAExecutionProvider":
+        if provider == CUDA:
             # Finds CUDA among pip's packages; it prints what it misses, also what is never needed.
             with contextlib.redirect_stdout(io.StringIO()):
                 onnxruntime.preload_dlls()
-            # Heuristic search: the exhaustive one takes seconds and gigabytes at the first window (the paper's peak of 6 GB).
-            settings = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
-            settings["use_tf32"] = "0" if precision == "f32" else "1"
-        try:
-            session = onnxruntime.InferenceSession(bundle.model, options, providers=[(provider, settings)])
-        except Exception as error:  # the library's own kinds have no common base
-            raise BundleError(
-                f"{bundle.plan.model.file}: ONNX Runtime refuses the network ({_first_line(error)})"
-            ) from error
-        if provider not in session.get_providers():
-            raise EngineError(f"device cuda: no GPU that ONNX Runtime can use; it found {session.get_providers()}")
         self.name = f"ONNX Runtime, {provider.removesuffix('ExecutionProvider')}, 1 CPU thread"
-        _check_ports(bundle.plan, len(session.get_inputs()), len(session.get_outputs()))
-        port = session.get_inputs()[0]
-        _check_input(bundle.plan, [n if isinstance(n, int) else None for n in port.shape])
-        _check_output(bundle.plan, [n if isinstance(n, int) else None for n in session.get_outputs()[0].shape])
-        self._input, self._type = port.name, np.float16 if port.type == "tensor(float16)" else np.float32
-        self._session, self._plan = session, bundle.plan
+        self.runtime, self._provider, self._plan = onnxruntime, provider, bundle.plan
+        self._tf32 = precision != "f32"
+        self._limited = True
+        self._content = _read_network(bundle, half=provider == CUDA and precision != "f32")
+        inputs, outputs = ports(self._content)
+        self._input, self._output = inputs[0].name, outputs[0].name
+        self.type: type[np.float16] | type[np.float32] = np.float16 if inputs[0].type == FLOAT16 else np.float32
+        self.adds_up = outputs[0].type == inputs[0].type and opset(self._content) >= ADDING_OPSET
+        self._network: Any = None
+        self._adding: Any = None
+        if self.adds_up:
+            self._adding = self._load(self._with_sums())
+        else:
+            self._network = self._load(self._content)
 
     def __call__(self, window: Floats) -> Floats:
         """Window (z, y, x) to logits (classes, z, y, x)."""
-        feed = np.ascontiguousarray(window[None, None], dtype=self._type)
+        if self._network is None:
+            self._network = self._load(self._content)
+        feed = np.ascontiguousarray(window[None, None], dtype=self.type)
         try:
-            output = self._session.run(None, {self._input: feed})[0]
-        except Exception as error:  # as above
+            output = self._network.run(None, {self._input: feed})[0]
+        except Exception as error:  # the library's own kinds have no common base
             raise EngineError(f"the network failed on a window of {window.shape}: {_first_line(error)}") from error
         _check_output(self._plan, list(output.shape))
         return np.asarray(output[0], np.float32)
+
+    def add_window(self, image: npt.NDArray[Any], window: Window, sums: Any) -> Any:
+        """Run the network on a window of an ``image`` (z, y, x) and add its weighted logits to the ``sums`` of its row.
+
+        ``sums``: what the call before returned, (1, classes, z, Y, X) on the device; a single 0 to begin with.
+        Raises EngineError.
+        """
+        (top, bottom), (left, right) = window.margins
+        feeds = {
+            self._input: image[window.place][None, None],
+            **dict(zip(SHARES, (share.reshape(-1, 1, 1) for share in window.shares), strict=True)),
+            PADS: np.array([0, 0, 0, top, left, 0, 0, 0, bottom, right], np.int64),
+            SUMS: sums,
+        }
+        try:
+            return self._bind(self._adding, feeds, self._device)
+        except Exception as error:  # the library's own kinds have no common base
+            if not (self._limited and "memory" in str(error).lower()):
+                raise EngineError(f"the network failed on a window: {_first_line(error)}") from error
+        log.warning("the network does not fit in %d MiB of GPU memory; going on without a limit", GPU_MEMORY >> 20)
+        self._limited = False
+        self._adding = self._load(self._with_sums())
+        return self.add_window(image, window, sums)
+
+    def session(self, content: bytes) -> Any:
+        """A session for a small graph on the same device, for ``run``."""
+        return self._load(content)
+
+    def run(self, session: Any, feeds: Mapping[str, Any]) -> npt.NDArray[Any]:
+        """The one output of a small graph, on the host. Its memory on the device is given back. Raises EngineError."""
+        try:
+            return self._bind(session, feeds, "cpu", shrink=True).numpy()  # type: ignore[no-any-return]
+        except Exception as error:  # the library's own kinds have no common base
+            raise EngineError(f"stitching failed: {_first_line(error)}") from error
+
+    def session_options(self) -> Any:
+        """ONNX Runtime's options for every session: one CPU thread, errors only."""
+        options = self.runtime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        return options
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if self._provider == CUDA else "cpu"
+
+    def _bind(self, session: Any, feeds: Mapping[str, Any], device: str, shrink: bool = False) -> Any:
+        """Run a session on feeds from the host or the device; its output, an OrtValue on ``device``."""
+        binding = session.io_binding()
+        for name, value in feeds.items():
+            if isinstance(value, np.ndarray):
+                whole = np.issubdtype(value.dtype, np.integer)
+                binding.bind_cpu_input(name, np.ascontiguousarray(value, None if whole else self.type))
+            else:
+                binding.bind_ortvalue_input(name, value)
+        binding.bind_output(session.get_outputs()[0].name, device)
+        binding.synchronize_inputs()
+        options = self.runtime.RunOptions()
+        if shrink and SHRINKAGE and self._provider == CUDA:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", SHRINKAGE)
+        session.run_with_iobinding(binding, options)
+        binding.synchronize_outputs()
+        return binding.get_outputs()[0]
+
+    def _with_sums(self) -> bytes:
+        """The network with nodes behind it that weight its logits and add them to a row's sums."""
+        kind = FLOAT16 if self.type is np.float16 else FLOAT
+        nodes = [
+            # The three shares are (n, 1, 1) each: turned along their axes and multiplied, they are the window's weights.
+            Node("Transpose", [SHARES[1]], ["window_along_y"], {"perm": [1, 0, 2]}),
+            Node("Transpose", [SHARES[2]], ["window_along_x"], {"perm": [1, 2, 0]}),
+            Node("Mul", ["window_along_y", "window_along_x"], ["window_in_plane"]),
+            Node("Mul", [SHARES[0], "window_in_plane"], ["window_weights"]),
+            Node("Mul", [self._output, "window_weights"], ["window_weighted"]),
+            Node("Pad", ["window_weighted", PADS], ["window_framed"]),
+            Node("Add", ["window_framed", SUMS], ["window_added"]),
+        ]
+        added = [*(open_port(name, kind, 3) for name in SHARES), open_port(PADS, INT64, 1), open_port(SUMS, kind, 5)]
+        return append(self._content, nodes, added, [open_port("window_added", kind, 5)])
+
+    def _load(self, content: bytes) -> Any:
+        """A session. Raises BundleError where the network is refused, EngineError where the device is not there."""
+        settings: dict[str, Any] = {}
+        if self._provider == CUDA:
+            settings = {**CUDA_SETTINGS, "use_tf32": int(self._tf32)}
+            if self._limited:
+                settings["gpu_mem_limit"] = GPU_MEMORY
+        try:
+            session = self.runtime.InferenceSession(
+                content, self.session_options(), providers=[(self._provider, settings)]
+            )
+        except Exception as error:  # the library's own kinds have no common base
+            raise BundleError(
+                f"{self._plan.model.file}: ONNX Runtime refuses the network ({_first_line(error)})"
+            ) from error
+        if self._provider not in session.get_providers():
+            raise EngineError(f"device cuda: no GPU that ONNX Runtime can use; it found {session.get_providers()}")
+        return session
+
+
+def _read_network(bundle: Bundle, half: bool) -> bytes:
+    """The bundle's network, checked against its plan, in float16 where that is asked for and can be."""
+    try:
+        inputs, outputs = ports(bundle.model)
+        _check_ports(bundle.plan, len(inputs), len(outputs))
+        _check_input(bundle.plan, list(inputs[0].shape) or [None] * 5)
+        _check_output(bundle.plan, list(outputs[0].shape) or [None] * 5)
+    except OnnxFileError as error:
+        raise BundleError(
+            f"{bundle.plan.model.file}: ONNX Runtime refuses the network ({_first_line(error)})"
+        ) from error
+    try:
+        return to_half(bundle.model) if half else bundle.model
+    except OnnxFileError as error:
+        log.warning("%s: float32, because it cannot be made float16 (%s)", bundle.plan.model.file, error)
+        return bundle.model
 
 
 def _dimensions(shape: Any) -> list[int | None]:

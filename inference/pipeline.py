@@ -5,7 +5,8 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +16,28 @@ import numpy as np
 
 from inference.body import body_box
 from inference.bundle import Bundle, BundleError, Intensity, Plan
-from inference.engine import Engine, EngineError
+from inference.engine import Engine, EngineError, OnnxRuntimeEngine
 from inference.postprocess import Context, postprocess
 from inference.resample import Floats, labels_on_grid, slices_of, to_working_grid, working_shape
-from inference.sliding_window import Progress, mirrored, sliding_window
-from inference.volume import SUFFIXES, Array, Labels, Volume, VolumeError, atomic_write, read_volume, write_labels
+from inference.sliding_window import Layout, Progress, mirrored, sliding_window
+from inference.stitching import Stitcher
+from inference.volume import (
+    SUFFIXES,
+    Array,
+    Labels,
+    Shape,
+    Volume,
+    VolumeError,
+    atomic_write,
+    read_volume,
+    write_labels,
+)
 
 log = logging.getLogger(__name__)
 
 # A case CASE is CASE_0000.nii.gz among the inputs (nnU-Net's channel 0) and CASE.nii.gz among the outputs.
 CHANNEL = "_0000"
+STAGES = ("read", "resample", "network", "labels", "rules", "write")
 
 
 class InputError(ValueError):
@@ -50,10 +63,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A label map (z, y, x) on the scan's grid, seconds per stage, and what its reader should know."""
+    """A label map (z, y, x) on the scan's grid, seconds and CPU seconds per stage, and what its reader should know."""
 
     labels: Labels
     seconds: dict[str, float]
+    cpu_seconds: dict[str, float]
     warnings: tuple[str, ...]
 
 
@@ -68,17 +82,24 @@ class Case:
 
 @dataclass
 class Stopwatch:
-    """Seconds per stage; a stage that is entered again adds up."""
+    """Seconds per stage, and CPU seconds of the whole process meanwhile; a stage that is entered again adds up."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - cpu_start
+
+    def take_out(self, inner: str, outer: str) -> None:
+        """A stage that ran within another counts for itself alone."""
+        self.seconds[outer] -= self.seconds[inner]
+        self.cpu_seconds[outer] -= self.cpu_seconds[inner]
 
 
 class Segmenter:
@@ -89,13 +110,20 @@ class Segmenter:
         self.engine = engine
         self.options = options or Options()
         self.plan.check_mirroring(self.options.mirror_axes)
+        self._stitcher: Stitcher | None = None
+        if isinstance(engine, OnnxRuntimeEngine) and engine.adds_up and not self.options.mirror_axes:
+            self._stitcher = Stitcher(engine, len(self.plan.classes))
 
     def logits(self, image: Floats, progress: Progress | None = None) -> Iterator[Floats]:
         """Logits of a scan on the working grid, in HU (z, y, x), as consecutive slabs (classes, n, y, x)."""
         plan, options = self.plan, self.options
         network = mirrored(self.engine, options.mirror_axes)
-        step = plan.step if options.step is None else options.step
-        return sliding_window(normalise(image, plan.intensity), plan.patch, step, network, progress)
+        return sliding_window(normalise(image, plan.intensity), plan.patch, self.step, network, progress)
+
+    @property
+    def step(self) -> float:
+        """Window step as a fraction of the patch."""
+        return self.plan.step if self.options.step is None else self.options.step
 
     def segment(self, scan: Volume, progress: Progress | None = None) -> Segmentation:
         """Label map of a scan, which must be in the plan's orientation. Its working set is a few windows and the scan."""
@@ -105,11 +133,7 @@ class Segmenter:
             voxels = scan.voxels[box]
             target = working_shape(voxels.shape, scan.spacing, self.plan.spacing)
             image = to_working_grid(voxels, target)
-        with watch.stage("labels"):
-            slices = slices_of(_timed(self.logits(image, progress), watch, "network"))
-            labels = labels_on_grid(slices, target[0], voxels.shape)
-        # The slabs are made while the labels are painted: take the network's share out.
-        watch.seconds["labels"] -= watch.seconds["network"]
+        labels = self._labels(image, voxels.shape, watch, progress)
         warnings: tuple[str, ...] = ()
         if self.options.postprocess:
             with watch.stage("rules"):
@@ -118,7 +142,7 @@ class Segmenter:
             warnings = (*warnings, "no organ found: the mask is empty")
         whole = np.zeros(scan.shape, np.uint8)
         whole[box] = labels
-        return Segmentation(whole, watch.seconds, warnings)
+        return Segmentation(whole, watch.seconds, watch.cpu_seconds, warnings)
 
     def _box(self, scan: Volume) -> tuple[slice, slice, slice]:
         """The part of a scan that is worked on (z, y, x)."""
@@ -126,6 +150,19 @@ class Segmenter:
             return slice(None), slice(None), slice(None)
         _, *extent = (voxels * side for voxels, side in zip(self.plan.patch, self.plan.spacing, strict=True))
         return slice(None), *body_box(scan.voxels, scan.spacing, (extent[0], extent[1]))
+
+    def _labels(self, image: Floats, target: Shape, watch: Stopwatch, progress: Progress | None) -> Labels:
+        """Labels on the scan's grid ``target`` of an image on the working grid, in HU."""
+        layout = Layout.of((image.shape[0], image.shape[1], image.shape[2]), self.plan.patch, self.step)
+        if self._stitcher and self._stitcher.fits(layout):
+            with watch.stage("resample"):
+                image = normalise(image, self.plan.intensity)
+            return self._stitcher.labels(image, layout, target, watch.stage, progress)
+        with watch.stage("labels"):
+            slices = slices_of(_timed(self.logits(image, progress), watch, "network"))
+            labels = labels_on_grid(slices, image.shape[0], target)
+        watch.take_out("network", "labels")  # the slabs are made while the labels are painted
+        return labels
 
 
 def normalise(image: Array, intensity: Intensity) -> Floats:
@@ -193,22 +230,52 @@ def check_outputs(inputs: Path, outputs: Path, report: Path | None) -> None:
         raise InputError(f"{report}: its folder does not exist or cannot be written to; expected a writable folder")
 
 
+class Reader:
+    """Reads scans in a thread, each while the one before is worked on, the first while the engine is loaded."""
+
+    def __init__(self, cases: Sequence[Case], orientation: str) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read")
+        self._paths = [case.scan for case in cases]
+        self._orientation = orientation
+        self._next: Future[Volume] | None = None
+        self._read_next()
+
+    def take(self) -> Volume:
+        """The next scan, in the order of the cases; reading of the one after begins. Raises VolumeError, MemoryError."""
+        assert self._next is not None, "more scans taken than cases"
+        ready, self._next = self._next, None
+        wait((ready,))
+        self._read_next()
+        return ready.result()
+
+    def _read_next(self) -> None:
+        if self._paths:
+            self._next = self._thread.submit(read_volume, self._paths.pop(0), self._orientation)
+
+
 def segment_cases(
-    cases: Sequence[Case], segmenter: Segmenter, problems: Sequence[str] = (), report: Path | None = None
+    cases: Sequence[Case],
+    segmenter: Segmenter,
+    problems: Sequence[str] = (),
+    report: Path | None = None,
+    reader: Reader | None = None,
+    start: Mapping[str, float] | None = None,
 ) -> int:
     """Segment every case and write its mask; one that fails is named and the rest goes on.
 
     ``problems`` (see ``find_cases``) and the cases that fail are logged and counted: the number is returned.
+    ``reader``: of these cases, where it has begun already. ``start``: seconds of the start, for the report.
     ``report``: JSON of organ volumes, seconds, memory and warnings per case, rewritten whole after each case.
     """
     for problem in problems:
         log.error("%s", problem)
     entries: list[dict[str, Any]] = [{"case": None, "error": problem} for problem in problems]
     failed = len(problems)
+    reader = reader or Reader(cases, segmenter.plan.orientation)
     for number, case in enumerate(cases, start=1):
         log.info("%d/%d %s", number, len(cases), case.name)
         try:
-            entry = _segment_case(case, segmenter)
+            entry = _segment_case(case, segmenter, reader)
         except (VolumeError, EngineError, BundleError, OSError, MemoryError) as error:
             failed += 1
             message = _message(case, error)
@@ -216,37 +283,30 @@ def segment_cases(
             entry = {"case": case.name, "error": message}
         entries.append(entry)
         if report:
-            _write_report(report, segmenter, entries)
+            _write_report(report, {"engine": segmenter.engine.name, "start": dict(start or {}), "cases": entries})
     return failed
 
 
-def _write_report(report: Path, segmenter: Segmenter, entries: list[dict[str, Any]]) -> None:
+def _write_report(report: Path, content: Mapping[str, Any]) -> None:
     """The report of what was done so far. A report that cannot be written is no reason to stop making masks."""
     try:
-        atomic_write(
-            report, (json.dumps({"engine": segmenter.engine.name, "cases": entries}, indent=2) + "\n").encode()
-        )
+        atomic_write(report, (json.dumps(content, indent=2) + "\n").encode())
     except OSError as error:
         log.error("%s: could not be written (%s)", report, error.strerror)
 
 
-def _segment_case(case: Case, segmenter: Segmenter) -> dict[str, Any]:
-    """Read, segment, write one case; returns its entry of the report."""
+def _segment_case(case: Case, segmenter: Segmenter, reader: Reader) -> dict[str, Any]:
+    """Segment and write the next case of ``reader``; returns its entry of the report. ``read``: seconds waited for it."""
     watch = Stopwatch()
     with watch.stage("read"):
-        scan = read_volume(case.scan, segmenter.plan.orientation)
+        scan = reader.take()
     result = segmenter.segment(scan, _log_progress())
     with watch.stage("write"):
         write_labels(case.mask, result.labels, scan)
     warnings = (*scan.warnings, *result.warnings)
     for warning in warnings:
         log.warning("%s: %s", case.scan, warning)
-    seconds = {**watch.seconds, **result.seconds}
-    seconds = {
-        name: round(seconds[name], 3)
-        for name in ("read", "resample", "network", "labels", "rules", "write")
-        if name in seconds
-    }
+    seconds = _in_order({**watch.seconds, **result.seconds})
     log.info(
         "  %s in %.1f s (%s)", case.mask, sum(seconds.values()), ", ".join(f"{k} {v:.1f}" for k, v in seconds.items())
     )
@@ -256,9 +316,15 @@ def _segment_case(case: Case, segmenter: Segmenter) -> dict[str, Any]:
         "spacing": [round(side, 4) for side in scan.spacing],
         "organ_ml": organ_volumes(result.labels, segmenter.plan, scan.voxel_volume),
         "seconds": seconds,
+        "cpu_seconds": _in_order({**watch.cpu_seconds, **result.cpu_seconds}),
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "warnings": warnings,
     }
+
+
+def _in_order(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by stage, in the order of the stages."""
+    return {name: round(seconds[name], 3) for name in STAGES if name in seconds}
 
 
 def organ_volumes(labels: Labels, plan: Plan, voxel_volume: float) -> dict[str, float]:

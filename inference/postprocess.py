@@ -7,12 +7,10 @@ bundle without an organ they skip it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import cc3d
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from inference.bundle import Plan
 from inference.volume import Labels
@@ -23,8 +21,7 @@ Box = tuple[slice, slice, slice]
 
 SMALLEST_SHARE = 0.5  # of the smallest training volume of that organ
 FRAGMENT_SHARE = 0.1  # of the organ's own volume
-CLOSING = np.ones((5, 5, 5), bool)
-RING = np.ones((3, 3), bool)
+CLOSING_RADIUS = 2  # 5 x 5 x 5 voxels
 ADRENAL_GLANDS = ("right_adrenal_gland", "left_adrenal_gland")
 VESSELS = ("aorta", "inferior_vena_cava", "esophagus")
 
@@ -45,13 +42,12 @@ class Context:
 
 def remove_too_small(labels: Labels, context: Context) -> Labels:
     """Rule 1: an organ under half of its smallest training volume goes, unless the scan's first or last slice cuts it."""
-    boxes = _boxes(labels)
     labels = labels.copy()
     for name, minimum in context.minima.items():
         organ = context.ids.get(name, 0)
-        if organ not in boxes:
+        box = _box(labels == organ) if organ else None
+        if box is None:
             continue
-        box = boxes[organ]
         cut = box[0].start == 0 or box[0].stop == len(labels)
         inside = labels[box] == organ
         if not cut and np.count_nonzero(inside) * context.voxel_volume < SMALLEST_SHARE * minimum:
@@ -61,28 +57,26 @@ def remove_too_small(labels: Labels, context: Context) -> Labels:
 
 def close_adrenal_glands(labels: Labels, context: Context) -> Labels:
     """Rule 2: binary closing, 5 x 5 x 5 voxels, of each adrenal gland; only background is filled."""
-    boxes = _boxes(labels)
     labels = labels.copy()
     for name in ADRENAL_GLANDS:
         organ = context.ids.get(name, 0)
-        if organ not in boxes:
+        box = _box(labels == organ) if organ else None
+        if box is None:
             continue
-        # The closing of a mask stays within its bounding box. Zeros around it keep the box's own border out of play.
-        inside = labels[boxes[organ]]
-        closed = ndimage.binary_closing(np.pad(inside == organ, 2), CLOSING)[2:-2, 2:-2, 2:-2]
-        inside[closed & (inside == 0)] = organ
+        inside = labels[box]
+        inside[_closed(inside == organ, CLOSING_RADIUS) & (inside == 0)] = organ
     return labels
 
 
 def crop_to_abdomen(labels: Labels, context: Context) -> Labels:
     """Rule 3: slices before the first and after the last with aorta, vena cava or esophagus go. Without any, all stay."""
-    boxes = _boxes(labels)
-    extents = [boxes[organ][0] for organ in _vessel_ids(context) if organ in boxes]
-    if not extents:
+    held = np.isin(np.arange(256), _vessel_ids(context))[labels].any(axis=(1, 2))
+    slices = np.flatnonzero(held)
+    if not slices.size:
         return labels
     labels = labels.copy()
-    labels[: min(extent.start for extent in extents)] = 0
-    labels[max(extent.stop for extent in extents) :] = 0
+    labels[: slices[0]] = 0
+    labels[slices[-1] + 1 :] = 0
     return labels
 
 
@@ -92,16 +86,17 @@ def return_gallbladder_to_liver(labels: Labels, context: Context) -> Labels:
     Enclosed: the one-voxel ring around it in that slice is all liver. Lesions of the liver look like gallbladder.
     """
     gallbladder, liver = context.ids.get("gallbladder", 0), context.ids.get("liver", 0)
-    boxes = _boxes(labels)
-    if not liver or gallbladder not in boxes:
+    box = _box(labels == gallbladder) if liver and gallbladder else None
+    if box is None:
         return labels
     labels = labels.copy()
     # One voxel of frame in plane holds the rings; outside the scan nothing is known to be liver.
-    z, y, x = boxes[gallbladder]
+    z, y, x = box
     framed = np.pad(labels[z], ((0, 0), (1, 1), (1, 1)))[:, y.start : y.stop + 2, x.start : x.stop + 2]
     components = _components(framed == gallbladder)
     enclosed = np.zeros(framed.shape, bool)
-    for index, (depth, height, width) in _boxes(components).items():
+    boxes = cc3d.statistics(components)["bounding_boxes"]
+    for index, (depth, height, width) in enumerate(boxes[1:], start=1):
         around = (depth, slice(height.start - 1, height.stop + 1), slice(width.start - 1, width.stop + 1))
         component = components[around] == index
         if any(_enclosed(plane, piece, liver) for plane, piece in zip(framed[around], component, strict=True)):
@@ -112,19 +107,20 @@ def return_gallbladder_to_liver(labels: Labels, context: Context) -> Labels:
 
 def remove_fragments(labels: Labels, context: Context) -> Labels:
     """Rule 5: a 26-connected component under a tenth of its organ's volume goes."""
-    boxes = _boxes(labels)
     labels = labels.copy()
-    for organ in context.ids.values():
-        if organ not in boxes:
-            continue
-        inside = labels[boxes[organ]]
-        components = _components(inside == organ)
-        sizes = np.bincount(components.ravel())
-        sizes[0] = 0
-        fragment = sizes < FRAGMENT_SHARE * sizes.sum()
-        fragment[0] = False
-        if fragment.any():
-            inside[fragment[components]] = 0
+    # One pass over all organs: neighbours of different labels are never connected. Only voxels of organs are counted.
+    occupied = np.flatnonzero(labels)
+    values = labels.ravel()[occupied]
+    components = _components(labels).ravel()[occupied]
+    sizes = np.bincount(components)
+    organ = np.zeros(len(sizes), np.uint8)
+    organ[components] = values
+    known = np.zeros(256, bool)
+    known[list(context.ids.values())] = True
+    volumes = np.bincount(values, minlength=256)
+    fragment = known[organ] & (sizes < FRAGMENT_SHARE * volumes[organ])
+    if fragment.any():
+        labels.ravel()[occupied[fragment[components]]] = 0
     return labels
 
 
@@ -148,7 +144,7 @@ def postprocess(labels: Labels, context: Context) -> tuple[Labels, tuple[str, ..
     inside = np.ascontiguousarray(labels[window])
     warnings = []
     vessels = _vessel_ids(context)
-    if vessels and not _boxes(inside).keys() & set(vessels):
+    if vessels and not np.isin(inside, vessels).any():
         warnings.append("no aorta, inferior vena cava or esophagus found: the mask was not cropped to the abdomen")
     for rule in RULES:
         inside = rule(inside, context)
@@ -161,18 +157,44 @@ def _vessel_ids(context: Context) -> list[int]:
     return [context.ids[name] for name in VESSELS if name in context.ids]
 
 
-def _boxes(labels: Labels | Components) -> dict[int, Box]:
-    """Bounding box of every label that is there."""
-    found: list[Any] = ndimage.find_objects(labels)
-    return {index: box for index, box in enumerate(found, start=1) if box is not None}
+def _box(mask: Mask) -> Box | None:
+    """Bounding box of a mask (z, y, x), None where it is empty."""
+    planes = np.flatnonzero(mask.any(axis=(1, 2)))
+    if not planes.size:
+        return None
+    z = slice(int(planes[0]), int(planes[-1]) + 1)
+    shadow: Mask = np.any(mask[z], axis=0)
+    rows, columns = np.flatnonzero(shadow.any(axis=1)), np.flatnonzero(shadow.any(axis=0))
+    return z, slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
-def _components(mask: Mask) -> Components:
-    components: Components = cc3d.connected_components(mask, connectivity=26, out_dtype=np.uint32)
+def _dilated(mask: Mask, radius: int) -> Mask:
+    """Binary dilation by a cube (square) of 2 ``radius`` + 1 voxels: along one axis after the other, which is the same."""
+    for axis in range(mask.ndim):
+        mask = np.moveaxis(mask, axis, 0)
+        wider = mask.copy()
+        for shift in range(1, radius + 1):
+            wider[shift:] |= mask[:-shift]
+            wider[:-shift] |= mask[shift:]
+        mask = np.moveaxis(wider, 0, axis)
+    return mask
+
+
+def _closed(mask: Mask, radius: int) -> Mask:
+    """Binary closing by a cube, within the mask's own bounding box, which a closing never leaves."""
+    # Zeros all around: the array's own border stays out of play.
+    framed = np.pad(mask, radius)
+    inner = (slice(radius, -radius),) * mask.ndim
+    return ~_dilated(~_dilated(framed, radius), radius)[inner]
+
+
+def _components(labels: Mask | Labels) -> Components:
+    """26-connected components of equal labels, numbered from 1."""
+    components: Components = cc3d.connected_components(labels, connectivity=26, out_dtype=np.uint32)
     return components
 
 
 def _enclosed(plane: Labels, component: Mask, organ: int) -> bool:
     """Whether the ring of one voxel around ``component`` in ``plane`` (both (y, x)) is all ``organ``."""
-    ring = ndimage.binary_dilation(component, RING) & ~component
+    ring = _dilated(component, 1) & ~component
     return bool(component.any()) and bool((plane[ring] == organ).all())

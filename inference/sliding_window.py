@@ -4,12 +4,12 @@ Windows are walked from the first slice to the last, and slices that no later wi
 slab: the working set is one window high, however long the scan.
 """
 
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations, product
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+import numpy.typing as npt
 
 from inference.resample import Floats
 from inference.volume import Shape
@@ -31,56 +31,128 @@ def window_starts(size: int, patch: int, step: float) -> list[int]:
     return [int(np.round(stride * index)) for index in range(count)]
 
 
-@lru_cache(maxsize=4)
-def gaussian_weights(patch: Shape) -> Floats:
-    """Importance of a window's voxels (z, y, x): a Gaussian with a sigma of an eighth of the patch, 10 at its centre."""
-    impulse = np.zeros(patch, np.float32)
-    impulse[tuple(n // 2 for n in patch)] = 1
-    weights = gaussian_filter(impulse, [n / 8 for n in patch], mode="constant")
-    weights *= 10 / weights.max()
-    # Far corners underflow to 0, and a voxel that only such a corner sees would be divided by nothing.
-    floor: np.float32 = weights[weights > 0].min()
-    return np.maximum(weights, floor)
+def gaussian(patch: int) -> npt.NDArray[np.float64]:
+    """Importance of a window's voxels along one axis: a Gaussian with a sigma of an eighth of the patch.
+
+    nnU-Net's weights are the product of those along the three axes.
+    """
+    distance = np.arange(patch) - patch // 2
+    return np.exp(-0.5 * (distance / (patch / 8)) ** 2)
+
+
+def shares(starts: Sequence[int], patch: int, size: int) -> list[Floats]:
+    """For every window along one axis its share of each of its voxels; the shares of a voxel add up to 1.
+
+    Windows lie on a grid, so the share of a window is the product of its shares along the axes, and sums of logits need
+    no division afterwards.
+    """
+    weights = gaussian(patch)
+    total = np.zeros(size)
+    for start in starts:
+        total[start : start + patch] += weights
+    return [(weights / total[start : start + patch]).astype(np.float32) for start in starts]
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window: its ``place`` (slices z, y, x) in the padded image, its ``shares`` of the voxels along each axis, and the
+    voxels before and behind it within its row: ``margins`` (y, x)."""
+
+    place: tuple[slice, slice, slice]
+    shares: tuple[Floats, Floats, Floats]
+    margins: tuple[tuple[int, int], tuple[int, int]]
+
+    @property
+    def weights(self) -> Floats:
+        """Share of every voxel, (z, y, x)."""
+        z, y, x = self.shares
+        return z[:, None, None] * (y[:, None] * x)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the windows of an image of ``shape`` (z, y, x) lie.
+
+    An image smaller than the ``patch`` is padded evenly: ``before`` voxels in front, to ``padded``. ``starts``: first voxels
+    of the windows along each axis, in the padded image.
+    """
+
+    shape: Shape
+    patch: Shape
+    before: Shape
+    padded: Shape
+    starts: tuple[list[int], list[int], list[int]]
+
+    @staticmethod
+    def of(shape: Shape, patch: Shape, step: float) -> "Layout":
+        """The windows at ``step`` (fraction of the patch)."""
+        before = tuple(max(0, wanted - found) // 2 for wanted, found in zip(patch, shape, strict=True))
+        padded = tuple(max(wanted, found) for wanted, found in zip(patch, shape, strict=True))
+        z, y, x = (window_starts(n, p, step) for n, p in zip(padded, patch, strict=True))
+        return Layout(shape, patch, (before[0], before[1], before[2]), (padded[0], padded[1], padded[2]), (z, y, x))
+
+    @property
+    def windows(self) -> int:
+        """Number of windows."""
+        z, y, x = self.starts
+        return len(z) * len(y) * len(x)
+
+    @property
+    def inside(self) -> tuple[slice, slice, slice]:
+        """The image within the padded one."""
+        z, y, x = (slice(low, low + n) for low, n in zip(self.before, self.shape, strict=True))
+        return z, y, x
+
+    def pad(self, image: Floats) -> Floats:
+        """``image`` with 0 around it (the mean intensity after normalisation), as in training."""
+        margins = [
+            (low, wanted - low - found)
+            for low, wanted, found in zip(self.before, self.padded, image.shape, strict=True)
+        ]
+        return np.pad(image, margins) if any(map(any, margins)) else image
+
+    def row(self, z: int) -> Iterator[Window]:
+        """The windows that start at slice ``z``."""
+        along = [shares(*each) for each in zip(self.starts, self.patch, self.padded, strict=True)]
+        depth = along[0][self.starts[0].index(z)]
+        for (y, height), (x, width) in product(
+            zip(self.starts[1], along[1], strict=True), zip(self.starts[2], along[2], strict=True)
+        ):
+            place = tuple(slice(at, at + n) for at, n in zip((z, y, x), self.patch, strict=True))
+            margins = tuple(
+                (at, size - at - n) for at, n, size in zip((y, x), self.patch[1:], self.padded[1:], strict=True)
+            )
+            yield Window((place[0], place[1], place[2]), (depth, height, width), (margins[0], margins[1]))
 
 
 def sliding_window(
     image: Floats, patch: Shape, step: float, network: Network, progress: Progress | None = None
 ) -> Iterator[Floats]:
-    """Yield the logits of ``image`` (z, y, x) as consecutive slabs (classes, n, y, x), first slice first.
+    """Yield the logits of ``image`` (z, y, x) as consecutive slabs (classes, 1, y, x), first slice first.
 
-    An image smaller than the patch is padded evenly with 0 (the mean intensity after normalisation), as in training.
     ``progress(done, all)`` is called after every window.
     """
-    margins = [max(0, wanted - found) for wanted, found in zip(patch, image.shape, strict=True)]
-    before = [margin // 2 for margin in margins]
-    padded = np.pad(image, [(low, margin - low) for low, margin in zip(before, margins, strict=True)])
-    starts_z, starts_y, starts_x = (window_starts(n, p, step) for n, p in zip(padded.shape, patch, strict=True))
-    inside = tuple(slice(low, low + n) for low, n in zip(before[1:], image.shape[1:], strict=True))
-    first, last = before[0], before[0] + image.shape[0]
-
-    windows = len(starts_z) * len(starts_y) * len(starts_x)
-    weights = gaussian_weights(patch)
+    layout = Layout.of((image.shape[0], image.shape[1], image.shape[2]), patch, step)
+    padded = layout.pad(image)
     sums: Floats | None = None
-    total = np.zeros((patch[0], *padded.shape[1:]), np.float32)
+    weighted = np.empty(patch, np.float32)  # one for all windows: fresh megabytes cost more than the product
     done = 0
-    for z, after in zip(starts_z, [*starts_z[1:], padded.shape[0]], strict=True):
-        for y, x in product(starts_y, starts_x):
-            window = (slice(None), slice(y, y + patch[1]), slice(x, x + patch[2]))
-            logits = network(padded[z : z + patch[0], y : y + patch[1], x : x + patch[2]])
+    first, last = layout.inside[0].start, layout.inside[0].stop
+    for z, after in zip(layout.starts[0], [*layout.starts[0][1:], layout.padded[0]], strict=True):
+        for window in layout.row(z):
+            logits = network(padded[window.place])
             if sums is None:
-                sums = np.zeros((len(logits), *total.shape), np.float32)
+                sums = np.zeros((len(logits), patch[0], *layout.padded[1:]), np.float32)
+            weights = window.weights
             for channel, values in zip(sums, logits, strict=True):
-                channel[window] += weights * values
-            total[window] += weights
+                channel[:, *window.place[1:]] += np.multiply(weights, values, out=weighted)
             done += 1
             if progress:
-                progress(done, windows)
+                progress(done, layout.windows)
         assert sums is not None
-        settled = slice(max(first - z, 0), min(after, last) - z)
-        if settled.stop > settled.start:
-            yield np.divide(sums[:, settled, *inside], total[settled, *inside], dtype=np.float32)
+        for settled in range(max(first - z, 0), min(after, last) - z):
+            yield sums[:, settled : settled + 1, *layout.inside[1:]].copy()
         _advance(sums, after - z)
-        _advance(total[None], after - z)
 
 
 def mirrored(network: Network, axes: tuple[int, ...]) -> Network:
@@ -104,7 +176,7 @@ def mirrored(network: Network, axes: tuple[int, ...]) -> Network:
 
 def _advance(sums: Floats, slices: int) -> None:
     """Move ``sums`` (classes, z, y, x) down by ``slices``, in place, and clear the room above."""
-    kept = sums.shape[1] - slices
-    if kept > 0:
-        sums[:, :kept] = sums[:, slices:].copy()
-    sums[:, max(kept, 0) :] = 0
+    kept = max(sums.shape[1] - slices, 0)
+    for channel in sums:  # numpy copies what overlaps: a channel at a time
+        channel[:kept] = channel[slices:]
+        channel[kept:] = 0

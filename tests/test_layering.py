@@ -15,12 +15,14 @@ ORDER = [
     "bundle",
     "resample",
     "sliding_window",
+    "onnx_file",
     "engine",
+    "stitching",
     "postprocess",
     "pipeline",
     "__main__",
 ]
-IMAGE_PACKAGES = {"numpy", "scipy", "nibabel", "cc3d", "openvino", "onnxruntime"}
+IMAGE_PACKAGES = {"numpy", "nibabel", "cc3d", "openvino", "onnxruntime"}
 
 
 def imports(path: Path) -> set[str]:

@@ -1,10 +1,18 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from inference.organs import CLASSES
 from inference.postprocess import (
     RULES,
     Context,
+    _box,
+    _closed,
+    _dilated,
     close_adrenal_glands,
     crop_to_abdomen,
     postprocess,
@@ -234,3 +242,23 @@ def test_rules_on_the_organs_window_equal_rules_on_the_whole_scan(seed: int) -> 
     for rule in RULES:
         whole = rule(whole, settings)
     assert (postprocess(touching, settings)[0] == whole).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 9, 4), (7, 12, 10), (15, 15, 15)])
+@pytest.mark.parametrize("density", [0.03, 0.3, 0.9])
+def test_boxes_and_cubes_equal_scipys(shape: tuple[int, int, int], density: float) -> None:
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        mask = random.random(shape) < density
+        cube = np.ones((5, 5, 5), bool)
+        wanted = ndimage.binary_closing(np.pad(mask, 2), cube)[2:-2, 2:-2, 2:-2]
+        np.testing.assert_array_equal(_closed(mask, 2), wanted)
+        np.testing.assert_array_equal(_dilated(mask, 1), ndimage.binary_dilation(mask, np.ones((3, 3, 3), bool)))
+        np.testing.assert_array_equal(_dilated(mask[0], 1), ndimage.binary_dilation(mask[0], np.ones((3, 3), bool)))
+        assert [_box(mask)] == (ndimage.find_objects(mask.astype(np.uint8)) or [None])
+
+
+def test_the_program_starts_where_scipy_is_not_installed() -> None:
+    """The import of scipy.ndimage takes as long as that of all the rest, and scipy 113 MB of the image."""
+    code = "import sys; sys.modules['scipy'] = None; import inference.__main__"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from inference.sliding_window import gaussian_weights, mirrored, sliding_window, window_starts
+from inference.sliding_window import gaussian, mirrored, shares, sliding_window, window_starts
 
 
 def run(image: np.ndarray, patch: tuple[int, int, int], step: float, network, **options) -> np.ndarray:
@@ -36,17 +36,26 @@ def test_windows_and_weights_equal_nnunets_own() -> None:
             theirs = predict.compute_steps_for_sliding_window((size,) * 3, (40, 40, 40), step)
             assert window_starts(size, 40, step) == theirs[0]
     theirs = predict.compute_gaussian((20, 56, 48), value_scaling_factor=10, device="cpu").numpy()
-    np.testing.assert_allclose(gaussian_weights((20, 56, 48)), theirs, rtol=2e-3, atol=1e-6)  # theirs is float16
+    z, y, x = (gaussian(n) for n in (20, 56, 48))
+    np.testing.assert_allclose(
+        10 * z[:, None, None] * y[:, None] * x, theirs, rtol=2e-3, atol=1e-6
+    )  # theirs is float16
 
 
 def test_windows_are_blended_by_the_gaussian() -> None:
-    weights = gaussian_weights((4, 8, 8))
     answers = iter([1.0, 3.0])
     found = run(np.zeros((4, 8, 12), np.float32), (4, 8, 8), 0.5, lambda w: np.full((1, *w.shape), next(answers)))
-    left, right = weights[2, 3, 5], weights[2, 3, 1]  # voxel x = 5 in the windows at 0 and 4
+    left, right = gaussian(8)[5], gaussian(8)[1]  # voxel x = 5 in the windows at 0 and 4
     assert found[0, 2, 3, 5] == pytest.approx((left * 1 + right * 3) / (left + right), rel=1e-5)
     assert found[0, 2, 3, 0] == pytest.approx(1)
     assert found[0, 2, 3, 11] == pytest.approx(3)
+
+
+def test_the_shares_of_a_voxel_add_up_to_one() -> None:
+    total = np.zeros(30)
+    for start, share in zip((0, 9, 18), shares((0, 9, 18), 12, 30)):
+        total[start : start + 12] += share
+    np.testing.assert_allclose(total, 1, rtol=1e-6)
 
 
 def test_a_small_scan_is_padded_evenly_with_the_mean_intensity() -> None:

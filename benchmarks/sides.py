@@ -1,0 +1,356 @@
+"""Both sides of a comparison with nnU-Net: the same full-size network as a bundle and as nnU-Net's checkpoint, scans, commands.
+
+The network is nnU-Net's for the paper's patch (30.7 million parameters), trained just long enough on phantoms that its output
+is smooth. It is fully convolutional, so a machine without a GPU trains it on a smaller patch and runs it on the full one.
+
+    python -m benchmarks.sides network cpu|cuda            # makes the network, in a process that then leaves the GPU
+                                                           # --set training.max_minutes=5: a shorter training
+    python -m benchmarks.sides unpack DIR                  # takes one that `benchmarks.gpu --keep-network` kept in DIR
+    python -m benchmarks.sides scan Z Y X SZ SY SX         # makes a scan: voxels, mm
+"""
+
+import argparse
+import io
+import json
+import logging
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from inference.bundle import Bundle, Plan, read_bundle, write_bundle
+from inference.organs import ORGANS
+from inference.volume import Shape, Spacing, read_labels, read_volume, write_volume
+from train.config import load_config
+from train.export import to_onnx
+from train.fit import fit
+from train.metrics import dice
+from train.nnunet import TRAINER_FOLDER, load_network
+from train.phantom.canvas import Grid
+from train.phantom.cohort import Recipe, write_dataset
+from train.phantom.scan import generate
+from train.sampler import PERIOD, Gpu, run_sampled
+from train.workspace import CONFIGURATION, LABELLED_DATASET, PLANS, TRAINER, Workspace
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[1]
+# What is made once is kept here; git does not see it.
+CACHE = ROOT / "build" / "bench"
+PATCH = (40, 224, 192)
+STEP = 0.9
+# A quarter of an hour on two cores, a minute on a GPU.
+TRAINING = {
+    "cpu": ["network.patch=[40,64,64]", "training.epochs=30", "training.iterations_per_epoch=10"],
+    "cuda": ["training.epochs=6", "training.iterations_per_epoch=50"],
+}
+COMMON = [
+    "training.validation_iterations=1",
+    "training.optimizer=adamw",
+    "training.learning_rate=0.001",
+    "training.mirroring=false",
+    "training.augmentation=none",
+    "training.augmentation_workers=0",
+    "network.batch_dice=true",
+]
+# Bytes of a part of a packed network.
+PART = 15 << 20
+LABELLED = 10
+SEED = 5
+SCAN_SEED = 2_000_007
+NAME = "scan"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run of a command: wall and CPU seconds, MiB at most: RAM of all its processes, memory of the whole GPU.
+
+    ``others_cpu_seconds``: what the rest of the machine used meanwhile; near 0 where it was idle. ``flare_cpu_area``: percent
+    x s of the whole host, as the FLARE challenge adds it up.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    ram_mib: float
+    gpu_mib: float | None
+    others_cpu_seconds: float
+    flare_cpu_area: float
+    warnings: tuple[str, ...] = ()
+
+
+def make_network(device: str, cache: Path = CACHE, settings: Sequence[str] = ()) -> Path:
+    """Train the network where it is not there yet; folder of the bundle with the full patch, beside nnU-Net's ``results``.
+
+    ``settings``: of the training, over the benchmark's own. A training that was cut off goes on.
+    """
+    bundle_folder = cache / "bundle"
+    if (bundle_folder / "plan.json").exists():
+        return bundle_folder
+    log.info("data of the network: %d phantoms", LABELLED)
+    data = cache / "data"
+    if len(list((data / "labelsTr").glob("*.nii.gz"))) < LABELLED:
+        recipe = Recipe(spacing=(4.0, 1.2, 1.2))
+        write_dataset(data, LABELLED, 0, 0, seed=SEED, recipe=recipe, jobs=len(os.sched_getaffinity(0)))
+    config = load_config(None, [*COMMON, *TRAINING[device], f"training.device={device}", *settings])
+    workspace = Workspace(cache / "run")
+    os.environ.update(nnUNet_compile="false")  # takes longer than this training
+    fit(data, "all", config, workspace)
+    checkpoint = workspace.final_checkpoint(LABELLED_DATASET, "all")
+    trained = read_bundle(workspace.bundle)
+    content = to_onnx(load_network(LABELLED_DATASET, checkpoint, config, workspace), PATCH, half=False)
+    _write_results(workspace, checkpoint, cache / "results")
+    model = replace(trained.plan.model, sha256=sha256(content).hexdigest())
+    progress = json.loads((checkpoint.parent / "progress.json").read_text(encoding="utf-8"))
+    provenance = {**trained.plan.provenance, "training": progress}
+    plan = replace(trained.plan, patch=PATCH, step=STEP, model=model, provenance=provenance)
+    write_bundle(bundle_folder, Bundle(plan, content))
+    return bundle_folder
+
+
+def _write_results(workspace: Workspace, checkpoint: Path, results: Path) -> None:
+    """nnU-Net's folder of the trained model, with the full patch in its plan and without the optimizer's state."""
+    import torch
+
+    model = results / LABELLED_DATASET / workspace.model(LABELLED_DATASET).name
+    (model / "fold_all").mkdir(parents=True, exist_ok=True)
+    shutil.copy(workspace.model(LABELLED_DATASET) / "dataset.json", model)
+    plans = json.loads((workspace.model(LABELLED_DATASET) / "plans.json").read_text(encoding="utf-8"))
+    plans["configurations"][CONFIGURATION]["patch_size"] = list(PATCH)
+    (model / "plans.json").write_text(json.dumps(plans), encoding="utf-8")
+    content = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    content["optimizer_state"] = None
+    torch.save(content, model / "fold_all" / "checkpoint_final.pth")
+
+
+def pack(out: Path, cache: Path = CACHE) -> list[str]:
+    """The trained network in float16, in files of at most PART bytes, for a machine that could not train it; their names."""
+    import torch
+
+    checkpoint = next((cache / "results").rglob("checkpoint_final.pth"))
+    model = checkpoint.parents[1]
+    content = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    # nnU-Net stores most tensors under several names; they stay one.
+    tensors = content["network_weights"]
+    halves = {values.data_ptr(): values.half() for values in tensors.values()}
+    content["network_weights"] = {name: halves[values.data_ptr()] for name, values in tensors.items()}
+    texts = {path.name: path.read_text() for path in (model / "dataset.json", model / "plans.json")}
+    buffer = io.BytesIO()
+    torch.save({"checkpoint": content, "texts": texts, "plan": (cache / "bundle" / "plan.json").read_text()}, buffer)
+    whole = buffer.getvalue()
+    names = []
+    for number, start in enumerate(range(0, len(whole), PART)):
+        names.append(f"network.{number:02d}")
+        (out / names[-1]).write_bytes(whole[start : start + PART])
+    return names
+
+
+def unpack(parts: Path, cache: Path = CACHE) -> Path:
+    """Both sides of a network that ``pack`` wrote to the folder ``parts``; folder of the bundle."""
+    import torch
+
+    names = sorted(parts.glob("network.*"))
+    packed = torch.load(
+        io.BytesIO(b"".join(name.read_bytes() for name in names)), map_location="cpu", weights_only=False
+    )
+    content = packed["checkpoint"]
+    tensors = content["network_weights"]
+    whole = {values.data_ptr(): values.float() for values in tensors.values()}
+    content["network_weights"] = {name: whole[values.data_ptr()] for name, values in tensors.items()}
+    workspace = Workspace(cache / "run")
+    model = cache / "results" / LABELLED_DATASET / workspace.model(LABELLED_DATASET).name
+    (model / "fold_all").mkdir(parents=True, exist_ok=True)
+    for name, text in packed["texts"].items():
+        (model / name).write_text(text)
+    workspace.plans(LABELLED_DATASET).parent.mkdir(parents=True, exist_ok=True)
+    workspace.plans(LABELLED_DATASET).write_text(packed["texts"]["plans.json"])
+    checkpoint = model / "fold_all" / "checkpoint_final.pth"
+    torch.save(content, checkpoint)
+    network = load_network(LABELLED_DATASET, checkpoint, load_config(None, COMMON), workspace)
+    onnx_file = to_onnx(network, PATCH, half=False)
+    plan = Plan.from_json(packed["plan"])
+    model_entry = replace(plan.model, sha256=sha256(onnx_file).hexdigest())
+    write_bundle(cache / "bundle", Bundle(replace(plan, model=model_entry), onnx_file))
+    return cache / "bundle"
+
+
+def make_scan(shape: Shape, spacing: Spacing, cache: Path = CACHE, cases: int = 1, depth: int | None = None) -> Path:
+    """Folder of a phantom scan of that shape and spacing (z, y, x), as so many ``cases``.
+
+    ``depth``: only so many slices of it, the middle ones.
+    """
+    name = "x".join(str(size) for size in shape) + f"_{spacing[0]:g}mm"
+    path = cache / "scans" / name / f"{NAME}_0000.nii.gz"
+    if not path.exists():
+        log.info("scan: phantom of %s voxels at %s mm", shape, spacing)
+        extent = [count * side for count, side in zip(shape, spacing, strict=True)]
+        # The middle of the abdomen lies below the origin, the liver's dome above it.
+        origin = (-0.55 * extent[0], -extent[1] / 2, -extent[2] / 2)
+        _store(path, generate(SCAN_SEED, Grid(shape, spacing, origin)).hu, spacing)
+    if depth is not None:
+        name = f"{depth}_of_{name}"
+        whole, path = path, cache / "scans" / name / f"{NAME}_0000.nii.gz"
+        if not path.exists():
+            first = (shape[0] - depth) // 2
+            _store(path, read_volume(whole).voxels[first : first + depth], spacing)
+    folder = cache / "inputs" / f"{name}_{cases}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(cases):
+        link = folder / f"{NAME}{number}_0000.nii.gz"
+        if not link.exists():
+            os.link(path, link)
+    return folder
+
+
+def _store(path: Path, voxels: npt.NDArray[np.int16], spacing: Spacing) -> None:
+    z, y, x = spacing
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_volume(path, voxels, np.diag([-x, -y, z, 1.0]))
+
+
+def our_command(scans: Path, masks: Path, bundle: Path, report: Path, options: Sequence[str] = ()) -> list[str]:
+    """What a container runs, as a plain process."""
+    command = ["sh", str(ROOT / "predict.sh"), str(scans), str(masks), "--weights", str(bundle)]
+    return [*command, "--report", str(report), *options]
+
+
+def their_command(scans: Path, masks: Path, device: str, cache: Path = CACHE) -> list[str]:
+    """nnU-Net's own command, with one process each to read and to write."""
+    found = Path(sys.executable).with_name("nnUNetv2_predict")
+    start = (
+        [str(found)]
+        if found.exists()
+        else [
+            sys.executable,
+            "-c",
+            "from nnunetv2.inference.predict_from_raw_data import predict_entry_point as p; p()",
+        ]
+    )
+    os.environ.update(
+        nnUNet_raw=str(cache),
+        nnUNet_preprocessed=str(cache),
+        nnUNet_results=str(cache / "results"),
+        nnUNet_extTrainer=str(TRAINER_FOLDER),
+    )
+    command = [*start, "-i", str(scans), "-o", str(masks), "-d", LABELLED_DATASET, "-p", PLANS, "-tr", TRAINER]
+    command += ["-c", CONFIGURATION, "-f", "all", "-step_size", str(STEP), "--disable_tta", "--disable_progress_bar"]
+    return [*command, "-device", device, "-npp", "1", "-nps", "1"]
+
+
+def measure(command: Sequence[str], gpu: Gpu | None = None) -> Measured:
+    """Run a command to its end. Raises RuntimeError with what it said where it fails."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    trace = run_sampled(command, gpu=gpu)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if trace.exit_code:
+        raise RuntimeError(f"{' '.join(command)}: exit code {trace.exit_code}\n{trace.output[-3000:]}")
+    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    ram = max((sample.own.ram_peak for sample in trace.samples if sample.own), default=0.0)
+    used = [sample.gpu for sample in trace.samples if sample.gpu is not None]
+    warnings = tuple(line for line in trace.output.splitlines() if line.startswith("W "))
+    area = sum(sample.host_cpu for sample in trace.samples) * PERIOD
+    others = max(0.0, trace.host_busy - cpu)
+    return Measured(trace.seconds, cpu, ram, max(used) if used else None, others, area, warnings)
+
+
+def drop_page_cache() -> bool:
+    """Make the next start a cold one; False where this process may not."""
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    except OSError:
+        return False
+    return True
+
+
+def likeness(masks: Path, others: Path) -> dict[str, float]:
+    """Mean DSC by organ between the masks of two folders; organs that neither has are left out."""
+    found: dict[str, list[float]] = {}
+    for path in sorted(masks.glob("*.nii.gz")):
+        first, second = read_labels(path).voxels, read_labels(others / path.name).voxels
+        for organ in ORGANS:
+            if (first == organ.id).any() or (second == organ.id).any():
+                found.setdefault(organ.name, []).append(dice(first == organ.id, second == organ.id))
+    return {name: round(float(np.mean(values)), 4) for name, values in found.items()}
+
+
+def machine() -> Mapping[str, object]:
+    """What a figure is worth only beside: processor, cores, memory, GPU, versions."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    total = Path("/proc/meminfo").read_text().split()[1]
+    versions = {}
+    for name in ("nnunetv2", "torch", "openvino", "onnxruntime", "onnxruntime-gpu", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "bf16": any(flag in flags for flag in ("avx512_bf16", "amx_bf16")),
+        "memory_gib": round(int(total) / 2**20, 1),
+        "gpu": _gpu_name(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _gpu_name() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def start(*words: object) -> subprocess.Popen[str]:
+    """Start one of this module's commands."""
+    command = [sys.executable, "-m", "benchmarks.sides", *(str(word) for word in words)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for a command that was started; its last line. Raises RuntimeError with what it said where it failed."""
+    output, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{process.args!r}: exit code {process.returncode}\n{output[-3000:]}")
+    return output.strip().rpartition("\n")[2]
+
+
+def main() -> int:
+    """Make the network or a scan; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    network = commands.add_parser("network")
+    network.add_argument("device", choices=("cpu", "cuda"))
+    network.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="a setting of the training")
+    commands.add_parser("unpack").add_argument("parts", type=Path)
+    scan = commands.add_parser("scan")
+    scan.add_argument("shape", type=int, nargs=3)
+    scan.add_argument("spacing", type=float, nargs=3)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    if arguments.command == "network":
+        made = make_network(arguments.device, settings=arguments.set)
+    elif arguments.command == "unpack":
+        made = unpack(arguments.parts)
+    else:
+        made = make_scan(tuple(arguments.shape), tuple(arguments.spacing))
+    sys.stdout.write(f"{made}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""The fast path against the plain one: every class interpolated everywhere in float32, no window skipped, by scipy and numpy.
+
+The plain path is written here a second time and shares nothing with inference/ but its engine and its rules.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from inference.bundle import Bundle, read_bundle
+from inference.engine import Engine, load_engine
+from inference.organs import CLASSES
+from inference.pipeline import Segmenter
+from inference.postprocess import Context, postprocess
+from inference.volume import Volume, read_volume, write_volume
+from train.metrics import dice
+from train.phantom import generate
+from train.phantom.canvas import Grid
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+# mL under which an organ is small: a voxel of its border weighs more.
+SMALL = 5.0
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return read_bundle(WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def exact(bundle: Bundle) -> Engine:
+    return load_engine(bundle, "cpu", precision="f32")
+
+
+def resized(volume: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Trilinear with half-pixel centres and replicated edges, by scipy."""
+    places = [np.clip((np.arange(m) + 0.5) * n / m - 0.5, 0, n - 1) for n, m in zip(volume.shape, shape)]
+    grid = np.meshgrid(*places, indexing="ij", sparse=True)
+    return ndimage.map_coordinates(volume.astype(np.float32), np.broadcast_arrays(*grid), order=1, mode="nearest")
+
+
+def windows(size: int, patch: int, step: float) -> list[int]:
+    count = int(np.ceil((size - patch) / (patch * step))) + 1
+    return [int(np.round(n * (size - patch) / max(1, count - 1))) for n in range(count)]
+
+
+def plain_labels(bundle: Bundle, engine: Engine, scan: Volume) -> np.ndarray:
+    """Resample, normalise, add all windows up, interpolate all classes, take the arg-max, apply the rules."""
+    plan = bundle.plan
+    shape = [max(1, round(old / new * n)) for n, old, new in zip(scan.shape, scan.spacing, plan.spacing)]
+    image = np.rint(resized(scan.voxels, tuple(shape)))
+    intensity = plan.intensity
+    image = (np.clip(image, intensity.clip_low, intensity.clip_high) - intensity.mean) / intensity.std
+    missing = [max(0, p - n) for n, p in zip(shape, plan.patch)]
+    image = np.pad(image, [(m // 2, m - m // 2) for m in missing]).astype(np.float32)
+    bells = [np.exp(-0.5 * ((np.arange(p) - p // 2) / (p / 8)) ** 2) for p in plan.patch]
+    weights = (bells[0][:, None, None] * bells[1][:, None] * bells[2]).astype(np.float32)
+    sums = np.zeros((len(plan.classes), *image.shape), np.float32)
+    total = np.zeros(image.shape, np.float32)
+    starts = [windows(n, p, plan.step) for n, p in zip(image.shape, plan.patch)]
+    for z in starts[0]:
+        for y in starts[1]:
+            for x in starts[2]:
+                place = tuple(slice(at, at + p) for at, p in zip((z, y, x), plan.patch))
+                sums[:, *place] += weights * engine(image[place])
+                total[place] += weights
+    inside = tuple(slice(m // 2, m // 2 + n) for m, n in zip(missing, shape))
+    best = np.full(scan.shape, -np.inf, np.float32)
+    labels = np.zeros(scan.shape, np.uint8)
+    for index, channel in enumerate(sums):
+        logits = resized((channel / total)[inside], scan.shape)
+        labels[logits > best] = index
+        np.maximum(best, logits, out=best)
+    return postprocess(labels, Context.of(plan, scan.voxel_volume))[0]
+
+
+def compare(bundle: Bundle, exact: Engine, scan: Volume) -> None:
+    """Assert the likeness of fast and plain labels, organ by organ, in float32 and in what the CPU computes in by itself."""
+    plain = plain_labels(bundle, exact, scan)
+    for precision, least, least_small in (("f32", 0.999, 0.999), ("auto", 0.995, 0.99)):
+        fast = Segmenter(bundle, load_engine(bundle, "cpu", precision=precision)).segment(scan).labels
+        for index, name in enumerate(CLASSES[1:], start=1):
+            millilitres = (plain == index).sum() * scan.voxel_volume / 1000
+            found = dice(plain == index, fast == index)
+            assert found >= (least if millilitres >= SMALL else least_small), (precision, name, millilitres, found)
+    assert len(np.unique(plain)) >= 10
+
+
+def test_fast_and_plain_labels_agree_on_a_phantom(tmp_path: Path, bundle: Bundle, exact: Engine) -> None:
+    body = generate(41, Grid((54, 150, 200), (5.0, 2.0, 2.0), (-130.0, -150.0, -200.0)))
+    write_volume(tmp_path / "scan.nii.gz", body.hu, np.diag([-2.0, -2.0, 5.0, 1.0]))
+    compare(bundle, exact, read_volume(tmp_path / "scan.nii.gz"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["TS_0001", "TS_0002"])
+def test_fast_and_plain_labels_agree_on_a_real_scan(real_scans: Path, name: str, bundle: Bundle, exact: Engine) -> None:
+    compare(bundle, exact, read_volume(real_scans / f"{name}_0000.nii.gz"))
