@@ -164,7 +164,7 @@ def _box(mask: Mask) -> Box | None:
     if not planes.size:
         return None
     z = slice(int(planes[0]), int(planes[-1]) + 1)
-    shadow = mask[z].any(axis=0)
+    shadow: Mask = np.logical_or.reduce(mask[z], axis=0)
     rows, columns = np.flatnonzero(shadow.any(axis=1)), np.flatnonzero(shadow.any(axis=0))
     return z, slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
