@@ -16,8 +16,11 @@ import logging
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -37,7 +40,7 @@ from train.nnunet import TRAINER_FOLDER, load_network
 from train.phantom.canvas import Grid
 from train.phantom.cohort import Recipe, write_dataset
 from train.phantom.scan import generate
-from train.sampler import PERIOD, Gpu, run_sampled
+from train.sampler import PERIOD, Gpu, ProcessTree, flare_cpu, host_times
 from train.workspace import CONFIGURATION, LABELLED_DATASET, PLANS, TRAINER, Workspace
 
 log = logging.getLogger(__name__)
@@ -61,6 +64,8 @@ COMMON = [
     "training.augmentation_workers=0",
     "network.batch_dice=true",
 ]
+# So many times as long as the last reading of the memory took is the pause to the next.
+READING_SHARE = 50
 # Bytes of a part of a packed network.
 PART = 15 << 20
 LABELLED = 10
@@ -217,6 +222,7 @@ def _store(path: Path, voxels: npt.NDArray[np.int16], spacing: Spacing) -> None:
 
 def our_command(scans: Path, masks: Path, bundle: Path, report: Path, options: Sequence[str] = ()) -> list[str]:
     """What a container runs, as a plain process."""
+    os.environ["PYTHON"] = sys.executable  # predict.sh looks for one itself only without
     command = ["sh", str(ROOT / "predict.sh"), str(scans), str(masks), "--weights", str(bundle)]
     return [*command, "--report", str(report), *options]
 
@@ -246,18 +252,60 @@ def their_command(scans: Path, masks: Path, device: str, cache: Path = CACHE) ->
 
 def measure(command: Sequence[str], gpu: Gpu | None = None) -> Measured:
     """Run a command to its end. Raises RuntimeError with what it said where it fails."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    trace = run_sampled(command, gpu=gpu)
+    before, host = resource.getrusage(resource.RUSAGE_CHILDREN), host_times()
+    start = time.monotonic()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+    ) as process:
+        watcher = Watcher(ProcessTree(process.pid), gpu)
+        watcher.start()
+        try:
+            output, _ = process.communicate()
+            seconds = time.monotonic() - start
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+            watcher.stop()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if trace.exit_code:
-        raise RuntimeError(f"{' '.join(command)}: exit code {trace.exit_code}\n{trace.output[-3000:]}")
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}\n{output[-3000:]}")
     cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    ram = max((sample.own.ram_peak for sample in trace.samples if sample.own), default=0.0)
-    used = [sample.gpu for sample in trace.samples if sample.gpu is not None]
-    warnings = tuple(line for line in trace.output.splitlines() if line.startswith("W "))
-    area = sum(sample.host_cpu for sample in trace.samples) * PERIOD
-    others = max(0.0, trace.host_busy - cpu)
-    return Measured(trace.seconds, cpu, ram, max(used) if used else None, others, area, warnings)
+    others = max(0.0, host_times().busy - host.busy - cpu)
+    warnings = tuple(line for line in output.splitlines() if line.startswith("W "))
+    return Measured(seconds, cpu, watcher.ram, watcher.gpu, others, watcher.area, warnings)
+
+
+class Watcher(threading.Thread):
+    """Reads the GPU's memory and the host's load every 0.1 s, and the processes' memory as often as costs little.
+
+    The kernel walks all pages of a process to tell what it holds: a tenth of a second for some gigabytes, on one of the
+    cores that are measured. A process's own high-water mark, which is read with it, misses nothing in between.
+    """
+
+    def __init__(self, processes: ProcessTree, gpu: Gpu | None) -> None:
+        super().__init__(daemon=True)
+        self.ram = self.area = 0.0
+        self.gpu: float | None = None
+        self._processes, self._device = processes, gpu
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        due, before = 0.0, host_times()
+        while not self._stopped.wait(PERIOD):
+            now = host_times()
+            self.area += flare_cpu(before, now) * PERIOD
+            before = now
+            if self._device:
+                self.gpu = max(self.gpu or 0.0, self._device.used())
+            start = time.monotonic()
+            if start >= due and (usage := self._processes.usage()):
+                self.ram = max(self.ram, usage.ram_peak)
+                due = start + READING_SHARE * (time.monotonic() - start)
+
+    def stop(self) -> None:
+        """End the watch."""
+        self._stopped.set()
+        self.join()
 
 
 def drop_page_cache() -> bool:

@@ -161,8 +161,6 @@ def main() -> int:
     store = Store(sides.CACHE / ("tiny-runs.json" if arguments.tiny else "runs.json"))
     plans = plan_bench(arguments.tiny)
     order = plans.order(arguments.repeats)
-    for setting in {setting: None for setting, _ in order}:
-        setting.scan.make()
     done: list[Run] = []
     for setting, number in order:
         run = store.find(setting, number, cold)

@@ -5,7 +5,7 @@ rule removes can move the crop of the third), so it runs once, on what the netwo
 bundle without an organ they skip it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import cc3d
@@ -93,15 +93,16 @@ def return_gallbladder_to_liver(labels: Labels, context: Context) -> Labels:
     # One voxel of frame in plane holds the rings; outside the scan nothing is known to be liver.
     z, y, x = box
     framed = np.pad(labels[z], ((0, 0), (1, 1), (1, 1)))[:, y.start : y.stop + 2, x.start : x.stop + 2]
-    components = _components(framed == gallbladder)
-    enclosed = np.zeros(framed.shape, bool)
-    boxes = cc3d.statistics(components)["bounding_boxes"]
-    for index, (depth, height, width) in enumerate(boxes[1:], start=1):
-        around = (depth, slice(height.start - 1, height.stop + 1), slice(width.start - 1, width.stop + 1))
-        component = components[around] == index
-        if any(_enclosed(plane, piece, liver) for plane, piece in zip(framed[around], component, strict=True)):
-            enclosed[around] |= component
-    labels[z, y, x][enclosed[:, 1:-1, 1:-1]] = liver
+    found = framed == gallbladder
+    components = _components(found)
+    # What touches a gallbladder voxel in plane is of its own component or not gallbladder at all: a component is enclosed in
+    # a slice where none of its voxels touches anything else than gallbladder and liver.
+    touching = found & _dilated(~found & (framed != liver), 1, axes=(1, 2))
+    count = int(components.max()) + 1
+    pieces = np.nonzero(found)[0] * count + components[found]  # slice and component of every voxel
+    enclosed = np.zeros(count, bool)
+    enclosed[np.setdiff1d(pieces, pieces[touching[found]]) % count] = True
+    labels[z, y, x][enclosed[components][:, 1:-1, 1:-1]] = liver
     return labels
 
 
@@ -163,14 +164,14 @@ def _box(mask: Mask) -> Box | None:
     if not planes.size:
         return None
     z = slice(int(planes[0]), int(planes[-1]) + 1)
-    shadow: Mask = np.any(mask[z], axis=0)
+    shadow: Mask = np.logical_or.reduce(mask[z], axis=0)
     rows, columns = np.flatnonzero(shadow.any(axis=1)), np.flatnonzero(shadow.any(axis=0))
     return z, slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
-def _dilated(mask: Mask, radius: int) -> Mask:
-    """Binary dilation by a cube (square) of 2 ``radius`` + 1 voxels: along one axis after the other, which is the same."""
-    for axis in range(mask.ndim):
+def _dilated(mask: Mask, radius: int, axes: Sequence[int] = (0, 1, 2)) -> Mask:
+    """Binary dilation by a cube of 2 ``radius`` + 1 voxels (a square, for two ``axes``): along one axis after the other."""
+    for axis in axes:
         mask = np.moveaxis(mask, axis, 0)
         wider = mask.copy()
         for shift in range(1, radius + 1):
@@ -192,9 +193,3 @@ def _components(labels: Mask | Labels) -> Components:
     """26-connected components of equal labels, numbered from 1."""
     components: Components = cc3d.connected_components(labels, connectivity=26, out_dtype=np.uint32)
     return components
-
-
-def _enclosed(plane: Labels, component: Mask, organ: int) -> bool:
-    """Whether the ring of one voxel around ``component`` in ``plane`` (both (y, x)) is all ``organ``."""
-    ring = _dilated(component, 1) & ~component
-    return bool(component.any()) and bool((plane[ring] == organ).all())

@@ -254,8 +254,29 @@ def test_boxes_and_cubes_equal_scipys(shape: tuple[int, int, int], density: floa
         wanted = ndimage.binary_closing(np.pad(mask, 2), cube)[2:-2, 2:-2, 2:-2]
         np.testing.assert_array_equal(_closed(mask, 2), wanted)
         np.testing.assert_array_equal(_dilated(mask, 1), ndimage.binary_dilation(mask, np.ones((3, 3, 3), bool)))
-        np.testing.assert_array_equal(_dilated(mask[0], 1), ndimage.binary_dilation(mask[0], np.ones((3, 3), bool)))
+        flat = ndimage.binary_dilation(mask, np.ones((1, 3, 3), bool))
+        np.testing.assert_array_equal(_dilated(mask, 1, axes=(1, 2)), flat)
         assert [_box(mask)] == (ndimage.find_objects(mask.astype(np.uint8)) or [None])
+
+
+def test_the_gallbladder_rule_equals_the_ring_of_every_component_in_every_slice() -> None:
+    """Written once more, as the paper says it: component by component, slice by slice."""
+    random = np.random.default_rng(0)
+    returned = 0
+    for _ in range(20):
+        labels = random.choice([LIVER, GALLBLADDER, 0], size=(5, 14, 14), p=[0.86, 0.13, 0.01]).astype(np.uint8)
+        wanted = labels.copy()
+        components, count = ndimage.label(labels == GALLBLADDER, np.ones((3, 3, 3)))
+        framed = np.pad(labels, ((0, 0), (1, 1), (1, 1)))
+        for index in range(1, count + 1):
+            component = np.pad(components == index, ((0, 0), (1, 1), (1, 1)))
+            rings = ndimage.binary_dilation(component, np.ones((1, 3, 3), bool)) & ~component
+            planes = zip(framed, component, rings)
+            if any(piece.any() and (plane[ring] == LIVER).all() for plane, piece, ring in planes):
+                wanted[components == index] = LIVER
+                returned += 1
+        np.testing.assert_array_equal(return_gallbladder_to_liver(labels, context()), wanted)
+    assert returned > 20
 
 
 def test_the_program_starts_where_scipy_is_not_installed() -> None:
