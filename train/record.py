@@ -77,7 +77,9 @@ def command_words(name: str, arguments: argparse.Namespace) -> list[str]:
     if arguments.config is not None:
         words += ["--config", arguments.config.name if arguments.config.is_absolute() else str(arguments.config)]
     for setting in arguments.set:
-        words += ["--set", setting]
+        key, _, value = setting.partition("=")
+        # A bundle travels: it need not tell how somebody's folders are called.
+        words += ["--set", f"{key}={Path(value).name}" if key.strip() == "training.start_from" else setting]
     return words
 
 
