@@ -440,14 +440,16 @@ def test_a_run_that_is_told_to_stop_says_so_and_goes_on_when_started_again(
     monkeypatch.setattr(loop.cluster, "connect", lambda *arguments: contextlib.nullcontext(Inline()))
     preprocess = world.preprocess
     monkeypatch.setattr(nnunet, "preprocess", lambda *arguments: os.kill(os.getpid(), number))
-    before = signal.getsignal(signal.SIGTERM)
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
         assert command(world, tmp_path / "run") == code
         assert "start the same command again" in caplog.text
         monkeypatch.setattr(nnunet, "preprocess", preprocess)
         assert command(world, tmp_path / "run") == 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def test_a_full_disk_is_named_with_what_to_do(
