@@ -22,13 +22,19 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
 
 def test_the_shipped_weights_give_nnunets_masks(tmp_path: Path) -> None:
+    """Over three bodies: how near the two come depends on the body (docs/log.md)."""
     spacing = (5.0, 1.2, 1.2)
-    body = generate(53, Grid((54, 250, 320), spacing, (-130.0, -150.0, -192.0)))
-    write_volume(tmp_path / "scan.nii.gz", body.hu, np.diag([-spacing[2], -spacing[1], spacing[0], 1.0]))
     bundle = read_bundle(WEIGHTS)
     bundle = replace(bundle, plan=replace(bundle.plan, step=0.9))
-    found = compare(bundle, read_volume(tmp_path / "scan.nii.gz"), load_engine(bundle, "cpu", precision="f32"), False)
-    assert len(found) >= 11
+    engine = load_engine(bundle, "cpu", precision="f32")
+    found = {}
+    for seed in (53, 54, 55):
+        body = generate(seed, Grid((54, 250, 320), spacing, (-130.0, -150.0, -192.0)))
+        path = tmp_path / f"{seed}.nii.gz"
+        write_volume(path, body.hu, np.diag([-spacing[2], -spacing[1], spacing[0], 1.0]))
+        of_body = compare(bundle, read_volume(path), engine, False)
+        assert len(of_body) >= 11
+        found |= {(seed, organ): value for organ, value in of_body.items()}
     assert np.mean(list(found.values())) >= 0.99, found
     assert min(found.values()) >= 0.97, found
 

@@ -289,6 +289,11 @@ def test_a_broken_bundle_is_refused_before_any_work(folders, tmp_path: Path, cap
     assert names(outputs) == []
 
 
+def hear_ctrl_c() -> None:
+    """A shell's background job, such as a test run may be, ignores Ctrl-C and hands that down."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_leaves_whole_masks_and_nothing_else(folders, tmp_path: Path) -> None:
     inputs, outputs = folders
     write_bundle(tmp_path / "weights", make_bundle())
@@ -297,7 +302,7 @@ def test_ctrl_c_leaves_whole_masks_and_nothing_else(folders, tmp_path: Path) -> 
         save_nifti(inputs / f"C{number:02d}_0000.nii.gz", big)
     command = [sys.executable, "-m", "inference", str(inputs), str(outputs), "--weights", str(tmp_path / "weights")]
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c)
         deadline = time.monotonic() + 60
         while not list(outputs.glob("*.nii.gz")) and time.monotonic() < deadline:
             time.sleep(0.05)
