@@ -1,0 +1,150 @@
+"""Anatomy over many seeds, on a coarse grid that holds the whole abdomen. ``-m long`` takes a thousand."""
+
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+import pytest
+from scipy.ndimage import binary_dilation
+
+from inference.organs import ORGANS
+from train.phantom import Disease, Grid, generate
+from train.phantom.anatomy import TARGETS, Builder
+from train.phantom.body import Body, field
+from train.phantom.canvas import Canvas, Composite, Ellipsoid, Tube
+from train.phantom.sheet import arrange
+from train.phantom.tissue import label_table
+from train.phantom.volumes import LIMITS
+
+ID = {organ.name: organ.id for organ in ORGANS}
+SPACING = (5.0, 4.0, 4.0)
+WHOLE = Grid.covering((-160, -225, -265), (190, 225, 265), SPACING)
+FEW = range(400, 408)
+
+
+@cache
+def labels(seed: int) -> np.ndarray:
+    """Labels alone: no scanner, no disease."""
+    body = Body.draw(seed)
+    shape_field = field(body, seed)
+    canvas = Canvas(WHOLE, shape_field.lattice, shape_field.displacement, shape_field.turn)
+    Builder(seed, body, shape_field, canvas, Disease()).build()
+    return label_table({})[canvas.tissue]
+
+
+def volumes(array: np.ndarray) -> dict[str, float]:
+    counts = np.bincount(array.ravel(), minlength=len(ORGANS) + 1) * np.prod(SPACING) / 1000
+    return {name: float(counts[i]) for name, i in ID.items()}
+
+
+def outside(array: np.ndarray) -> Iterator[tuple[str, float]]:
+    for name, ml in volumes(array).items():
+        low, high = LIMITS[name]
+        if not low <= ml <= high:
+            yield name, ml
+
+
+def touches(array: np.ndarray, one: str, other: str, steps: int = 2) -> bool:
+    return bool((binary_dilation(array == ID[one], iterations=steps) & (array == ID[other])).any())
+
+
+def centre(array: np.ndarray, name: str) -> np.ndarray:
+    return np.argwhere(array == ID[name]).mean(0) * SPACING
+
+
+@pytest.mark.parametrize("seed", FEW)
+def test_every_organ_is_within_its_limits(seed: int) -> None:
+    assert not dict(outside(labels(seed)))
+
+
+@pytest.mark.long
+def test_every_organ_of_a_thousand_bodies_is_within_its_limits() -> None:
+    wrong = {seed: found for seed in range(1000) if (found := dict(outside(labels.__wrapped__(seed))))}
+    assert not wrong
+
+
+@pytest.mark.parametrize("seed", FEW)
+def test_neighbours_lie_at_each_other(seed: int) -> None:
+    array = labels(seed)
+    for one, other in (
+        ("gallbladder", "liver"),
+        ("esophagus", "stomach"),
+        ("stomach", "duodenum"),
+        ("pancreas", "duodenum"),
+    ):
+        assert touches(array, one, other), (one, other)
+    for side in ("right", "left"):
+        assert touches(array, f"{side}_adrenal_gland", f"{side}_kidney", steps=5), side
+
+
+@pytest.mark.parametrize("seed", FEW)
+def test_the_aorta_lies_left_of_the_vena_cava_at_every_height(seed: int) -> None:
+    array = labels(seed)
+    columns = np.arange(array.shape[2])
+    for plane, z in zip(array, WHOLE.coordinates(0), strict=True):
+        aorta, cava = (plane == ID["aorta"]).sum(0), (plane == ID["inferior_vena_cava"]).sum(0)
+        if -80 < z < 60 and aorta.any() and cava.any():
+            assert np.average(columns, weights=aorta) > np.average(columns, weights=cava), z
+
+
+@pytest.mark.parametrize("seed", FEW)
+def test_the_duodenum_goes_around_the_head_of_the_pancreas(seed: int) -> None:
+    array = labels(seed)
+    z, x = 0, 2
+    duodenum, pancreas = np.argwhere(array == ID["duodenum"]), np.argwhere(array == ID["pancreas"])
+    assert duodenum[:, x].min() < pancreas[:, x].min() + 2  # to the right of it
+    assert duodenum[:, z].min() < pancreas[:, z].min() + 2  # and below it
+    assert centre(array, "stomach")[x] > centre(array, "duodenum")[x]
+
+
+def test_bodies_differ_in_build_and_in_fat() -> None:
+    bodies = [Body.draw(seed) for seed in range(200)]
+    widths, fats, visceral = ([getattr(b, name) for b in bodies] for name in ("half_width", "fat_front", "visceral"))
+    assert min(widths) < 145 < 200 < max(widths)
+    assert min(fats) < 6 < 40 < max(fats)
+    assert min(visceral) < 0.1
+    assert max(visceral) > 0.8
+    assert 70 < sum(b.female for b in bodies) < 130
+
+
+def test_targets_lie_within_the_limits() -> None:
+    for name, (median, _, low, high) in TARGETS.items():
+        assert LIMITS[name][0] <= low < median < high <= LIMITS[name][1], name
+
+
+@pytest.mark.parametrize("seed", [3, 8])
+def test_a_body_is_the_same_whichever_box_of_it_is_painted(seed: int) -> None:
+    """Shapes are measured where bounds say they can be: bounds that were too narrow would show in a smaller view."""
+    z, y, x = WHOLE.origin
+    view = Grid((20, 40, 50), SPACING, (z + 30 * 5, y + 35 * 4, x + 40 * 4))
+    part = generate(seed, view).labels
+    assert np.array_equal(part, labels(seed)[30:50, 35:75, 40:90])
+
+
+def test_a_composite_painted_in_parts_equals_its_distance_everywhere() -> None:
+    shape_field = field(Body.draw(5), 5)
+    grid = Grid.covering((-60, -90, -90), (60, 90, 90), (4, 3, 3))
+    canvas = Canvas(grid, shape_field.lattice, shape_field.displacement, shape_field.turn)
+    body = Composite((Ellipsoid((5, 0, 0), (50, 30, 25)), Tube(np.array([(-60.0, 0, 0), (40, 30, 30)]), [6, 12])))
+    shape = Composite((body,), (Ellipsoid((20, 5, 5), (15, 15, 15)),))
+    canvas.paint(shape, 1, [0])
+    assert np.array_equal(canvas.tissue == 1, shape.distance(canvas.points) < 0)
+    assert (canvas.tissue == 1).any()
+
+
+def test_coats_are_painted_in_turn() -> None:
+    shape_field = field(Body.draw(5), 5)
+    grid = Grid.covering((-40, -40, -40), (40, 40, 40), (2, 2, 2))
+    canvas = Canvas(grid, shape_field.lattice, shape_field.displacement, shape_field.turn)
+    canvas.paint_in_turn(Ellipsoid((0, 0, 0), (15, 15, 15)), ((-6, 1, [0]), (0, 2, [1])))
+    counts = np.bincount(canvas.tissue.ravel(), minlength=3)
+    inner, outer = 4 / 3 * np.pi * 15**3 / 8, 4 / 3 * np.pi * 21**3 / 8
+    assert counts[2] == pytest.approx(inner, rel=0.3)  # the deformation stretches it
+    assert counts[1] + counts[2] == pytest.approx(outer, rel=0.3)
+
+
+def test_a_sheet_has_its_tiles_row_by_row() -> None:
+    tiles = [np.full((10, 20), k, np.uint8) for k in range(1, 8)]
+    sheet = arrange(tiles, columns=3)
+    assert [int(sheet[5, 5]), int(sheet[5, -8]), int(sheet[-20, 5])] == [1, 3, 7]
+    assert sheet[-20, -8] == 0
