@@ -73,8 +73,8 @@ def test_neighbours_lie_at_each_other(seed: int) -> None:
         ("pancreas", "duodenum"),
     ):
         assert touches(array, one, other), (one, other)
-    for side in ("right", "left"):
-        assert touches(array, f"{side}_adrenal_gland", f"{side}_kidney", steps=5), side
+    for side in ("right", "left"):  # perirenal fat may lie between them: 4 cm along the body, 3 across
+        assert touches(array, f"{side}_adrenal_gland", f"{side}_kidney", steps=8), side
 
 
 @pytest.mark.parametrize("seed", FEW)
@@ -93,7 +93,7 @@ def test_the_duodenum_goes_around_the_head_of_the_pancreas(seed: int) -> None:
     z, x = 0, 2
     duodenum, pancreas = np.argwhere(array == ID["duodenum"]), np.argwhere(array == ID["pancreas"])
     assert duodenum[:, x].min() < pancreas[:, x].min() + 2  # to the right of it
-    assert duodenum[:, z].min() < pancreas[:, z].min() + 2  # and below it
+    assert duodenum[:, z].min() < pancreas[:, z].min() + 4  # and below it, but for an uncinate process of 2 cm
     assert centre(array, "stomach")[x] > centre(array, "duodenum")[x]
 
 
