@@ -71,7 +71,7 @@ class Record:
         start = time.perf_counter()
         try:
             result = work()
-        except Exception as error:  # whatever it is: the machine is lent, and the next step may work
+        except Exception as error:  # whatever it is: the next step may work
             log.error("%s: %s", name, error)
             result = {"error": f"{type(error).__name__}: {error}"[-1500:]}
         log.info("%s (%.1f s): %s", name, time.perf_counter() - start, json.dumps(result)[:600])
