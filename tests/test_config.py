@@ -4,6 +4,7 @@ import pytest
 
 from inference.organs import CLASSES
 from train.config import DEFAULTS, ConfigError, load_config, read_settings
+from train.phantom import AUXILIARY
 
 SMALL = DEFAULTS.with_name("small.toml")
 
@@ -97,3 +98,17 @@ def test_mirroring_while_labelling_needs_models_that_saw_flips() -> None:
     with pytest.raises(ConfigError, match=r"labelling\.mirroring is True; expected false"):
         load_config(settings=["training.mirroring=false", "labelling.mirroring=true"])
     assert load_config(settings=["labelling.mirroring=true"]).labelling.mirroring
+
+
+@pytest.mark.parametrize("name", ["small", "wide", "gpu"])
+def test_the_settings_for_phantoms_are_valid_and_share_the_phantoms_classes(name: str) -> None:
+    config = load_config(DEFAULTS.with_name(f"{name}.toml"))
+    assert config.data.auxiliary_classes == tuple(AUXILIARY)
+    assert not config.training.mirroring
+
+
+def test_the_second_stage_goes_on_with_the_network_of_the_first() -> None:
+    first, second = load_config(SMALL), load_config(DEFAULTS.with_name("wide.toml"))
+    assert first.prepare.spacing == second.prepare.spacing
+    for field in ("features", "kernels", "strides", "encoder_convolutions", "decoder_convolutions"):
+        assert getattr(first.network, field) == getattr(second.network, field), field
