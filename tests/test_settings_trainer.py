@@ -1,4 +1,5 @@
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,14 +13,16 @@ PATCH = (12, 40, 48)
 
 
 @pytest.fixture(scope="module")
-def trainer() -> ModuleType:
-    """The trainer's file, imported as nnU-Net imports it: on its own."""
+def trainer() -> Iterator[ModuleType]:
+    """The trainer's file, imported as nnU-Net imports it: on its own, its folder on the path."""
     spec = importlib.util.spec_from_file_location("settings_trainer_under_test", TRAINER)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TRAINER.parent))
+        spec.loader.exec_module(module)
+        yield module
 
 
 def labels() -> torch.Tensor:

@@ -18,6 +18,9 @@ import torch
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
+
+# nnU-Net puts this folder on the path.
+from cpu_training import DiceAndCrossEntropy, keep_channels_last, keep_freed_memory
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -26,6 +29,7 @@ log = logging.getLogger("train.trainer")
 
 POLY_EXPONENT = 0.9  # nnU-Net's polynomial decay
 GRADIENT_NORM = 12.0  # nnU-Net's clipping
+SMOOTH = 1e-5  # of nnU-Net's Dice
 # The augmentation "gentle": radians about each axis, and by how much a patch grows or shrinks.
 GENTLE_ROTATION = float(np.deg2rad(8))
 GENTLE_SCALING = (0.85, 1.18)
@@ -78,7 +82,8 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.weight_decay = settings["weight_decay"]
         self.oversample_foreground_percent = settings["foreground_oversampling"]
         self.limit_seconds = settings["max_minutes"] * 60
-        self.bfloat16 = self.device.type == "cpu" and wants_bfloat16(settings["cpu_precision"])
+        self.on_cpu = self.device.type == "cpu"
+        self.bfloat16 = self.on_cpu and wants_bfloat16(settings["cpu_precision"])
         self.epoch_start = time.time()
 
     # Length and learning rate
@@ -209,15 +214,16 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
     # Arithmetic on a CPU
 
     def initialize(self) -> None:
-        """nnU-Net's; on a CPU in bfloat16 with channels last, twice as fast as float32."""
+        """nnU-Net's; on a CPU with channels last."""
         if self.settings["deterministic"]:
             seed_everything(self.settings["seed"], self.fold, -1)
             torch.use_deterministic_algorithms(True, warn_only=True)
         super().initialize()
         if self.settings.get("initial_weights"):
             self.load_initial_weights(Path(self.settings["initial_weights"]))
-        if self.bfloat16:
-            self.network.to(memory_format=torch.channels_last_3d)
+        if self.on_cpu:
+            keep_channels_last(self.network)
+            keep_freed_memory()
 
     def load_initial_weights(self, source: Path) -> None:
         """Warm start: the weights of a checkpoint, or those that the same fold of another model ended with.
@@ -233,16 +239,23 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
         except RuntimeError as error:
             raise ValueError(f"{path}: weights of another network; expected this run's, in size and classes") from error
 
+    def _build_loss(self) -> torch.nn.Module:
+        """nnU-Net's with deep supervision; on a CPU the same in one pass."""
+        loss: torch.nn.Module = super()._build_loss()
+        if self.on_cpu:
+            loss.loss = DiceAndCrossEntropy(self.configuration_manager.batch_dice, SMOOTH)
+        return loss
+
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's. It turns autocast off on a CPU; here the network alone runs in bfloat16, the loss in float32."""
         if self.limit_seconds:
             self.lr_scheduler.step(self.current_epoch)
-        if not self.bfloat16:
+        if not self.on_cpu:
             return super().train_step(batch)  # type: ignore[no-any-return]
         self.optimizer.zero_grad(set_to_none=True)
         with self.cpu_autocast():
             outputs = self.network(batch["data"].to(memory_format=torch.channels_last_3d))
-        loss = self.loss([output.float() for output in outputs], batch["target"])
+        loss = self.loss(outputs, batch["target"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
         self.optimizer.step()
