@@ -100,7 +100,7 @@ def make_plan(dataset: str, config: Config, workspace: Workspace) -> None:
     """Write the plan of a data set from nnU-Net's fingerprint of its organs and the settings; an existing plan stays."""
     if workspace.plans(dataset).exists():
         return
-    with _environment(config, workspace), contextlib.redirect_stdout(None):  # nnU-Net prints what it finds
+    with environment(config, workspace), contextlib.redirect_stdout(None):  # nnU-Net prints what it finds
         fingerprint = _fingerprint(dataset, config, workspace)
         if config.network.plan == "nnunet":
             plans = _planned_by_nnunet(dataset)
@@ -181,7 +181,7 @@ def train(dataset: str, fold: int | str, config: Config, workspace: Workspace, w
     resume = workspace.latest_checkpoint(dataset, fold).exists()
     device = _device(config.training)
     log.info("train: fold %s on %s, %s", fold, device, "from its last checkpoint" if resume else "from scratch")
-    with _environment(config, workspace), workspace.nnunet_log(dataset, fold).open("a", encoding="utf-8") as output:
+    with environment(config, workspace), workspace.nnunet_log(dataset, fold).open("a", encoding="utf-8") as output:
         import torch
         from nnunetv2.run.run_training import run_training
 
@@ -248,7 +248,7 @@ def _deal(cases: Sequence[str], folds: int, random: np.random.Generator) -> list
 
 
 @contextlib.contextmanager
-def _environment(config: Config, workspace: Workspace) -> Iterator[None]:
+def environment(config: Config, workspace: Workspace) -> Iterator[None]:
     """nnU-Net's environment variables, for as long as it works."""
     variables = {
         "nnUNet_raw": str(workspace.nnunet_raw.resolve()),
@@ -396,7 +396,7 @@ def _preprocess_case(case: str, dataset: str, earlier: Sequence[str], config: Co
     part = workspace.preprocessed_cases(dataset) / "part"
     for suffix in CASE_FILES:
         (part / f"{case}{suffix}").unlink(missing_ok=True)  # of a process that was killed
-    with _environment(config, workspace):
+    with environment(config, workspace):
         from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
