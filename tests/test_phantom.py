@@ -12,27 +12,11 @@ from inference.volume import read_labels, read_volume
 from train.phantom import AUXILIARY, Disease, Grid, Phantom, Recipe, add_arguments, generate, run, write_dataset
 from train.phantom.canvas import Ellipsoid, Tube
 from train.phantom.cohort import field_of_view
+from train.phantom.volumes import LIMITS
 
 ID = {organ.name: organ.id for organ in ORGANS}
 ABDOMEN = Grid.covering((-140, -140, -180), (170, 140, 180), (5, 3, 3))
 SEEDS = (11, 12, 13)
-
-# What an adult's organ measures in a full-abdomen field of view, mL: the priors with room for overlap and deformation.
-RANGES = {
-    "liver": (800, 2200),
-    "right_kidney": (80, 270),
-    "spleen": (70, 350),
-    "pancreas": (40, 125),
-    "aorta": (40, 200),
-    "inferior_vena_cava": (30, 140),
-    "right_adrenal_gland": (1.5, 7),
-    "left_adrenal_gland": (1.5, 7),
-    "gallbladder": (7, 75),
-    "esophagus": (5, 45),
-    "stomach": (60, 620),
-    "duodenum": (30, 125),
-    "left_kidney": (80, 270),
-}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +68,7 @@ def test_scan_and_maps_have_the_right_types_and_values(phantoms: list[Phantom]) 
 
 def test_every_organ_is_there_with_an_adult_volume(phantoms: list[Phantom]) -> None:
     for p in phantoms:
-        for name, (low, high) in RANGES.items():
+        for name, (low, high) in LIMITS.items():
             assert low <= p.record["organs"][name]["ml"] <= high, (p.record["seed"], name)
 
 

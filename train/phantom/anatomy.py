@@ -14,13 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 from train.phantom.body import Body, Field, _layers, stream
 from train.phantom.canvas import Canvas, Composite, Ellipsoid, Shape, Tube, through, vector
 from train.phantom.disease import Disease, LesionTissue
-from train.phantom.tissue import BOWEL, ORGAN_TISSUES, T
+from train.phantom.gut import FREE, Gut
+from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
+from train.phantom.wall import layer
 
 Doubles = NDArray[np.float64]
-ANY_BODY = (T.SUBCUTANEOUS, T.FAT, T.MUSCLE, T.CARTILAGE)
-LUMEN = (T.BOWEL_FLUID, T.STOOL, T.BOWEL_CONTRAST, T.BOWEL_GAS)
-FREE = (T.FAT, *BOWEL)
-CONTENTS = (T.BOWEL_FLUID, T.BOWEL_FLUID, T.STOOL, T.BOWEL_CONTRAST, T.BOWEL_GAS)
+ANY_BODY = (T.SUBCUTANEOUS, T.FAT, T.MEDIASTINAL, T.MUSCLE, T.CARTILAGE)
 
 # Adult volumes, mL: median, SD of the logarithm, least, most that a target is drawn from (docs/phantoms.md has sources).
 TARGETS: dict[str, tuple[float, float, float, float]] = {
@@ -47,6 +46,8 @@ class Builder:
         self.ax = self.half / 132
         self.ay = (body.cavity_front + body.cavity_back) / 168
         self.lift = body.dome_right - 132
+        self.gut = Gut(seed, body, canvas, self.lift)
+        self.wall = stream(seed, "wall")
         # mm of fat between neighbours
         self.gap = float(self.r.uniform(0.2, 1.0) + 4.5 * body.visceral**1.3 * self.r.uniform(0.6, 1.3))
         self.shapes: dict[str, Ellipsoid | Tube] = {}
@@ -70,11 +71,11 @@ class Builder:
         self._pelvis()
         self._breasts()
         self._arms()
-        self._small_bowel()
-        self._colon()
+        self.gut.small_bowel()
+        self.gut.colon()
         self._stomach()
         self._liver()
-        self._colon_at_the_liver()
+        self.gut.press_into_liver()
         self._spleen()
         self._kidneys()
         self._great_vessels()
@@ -113,8 +114,10 @@ class Builder:
         values = on(grid, self.field.skin)
         tissue[values > 0] = T.SKIN
         tissue[values > 1.6] = T.SUBCUTANEOUS
-        tissue[on(grid, self.field.muscle) > 0] = T.MUSCLE
-        cavity = on(grid, self.field.cavity) > 0
+        muscle, cavity_depth = on(grid, self.field.muscle), on(grid, self.field.cavity)
+        tissue[muscle > 0] = T.MUSCLE
+        layer(self.canvas, self.body, muscle, cavity_depth, self.wall)
+        cavity = cavity_depth > 0
         tissue[cavity] = T.FAT
         values = on(grid, self.field.lung)
         tissue[cavity & (values > -self._u(2.0, 3.5))] = T.MUSCLE  # the diaphragm
@@ -123,17 +126,16 @@ class Builder:
     def _heart(self) -> None:
         b = self.body
         base = b.dome_right - 14
-        self.canvas.paint(Ellipsoid((0, -8, base + 75), (34, 62, 95)), T.FAT, [T.LUNG, T.MUSCLE])
+        self.canvas.paint(Ellipsoid((0, -8, base + 75), (34, 62, 95)), T.MEDIASTINAL, [T.LUNG])
         size = self._u(0.85, 1.15)
         heart = Ellipsoid(
             (self._n(20, 7), self._n(-22, 6) * self.ay, base + 42 * size),
             (62 * size, 44 * size, 42 * size),
             (self._n(0.2, 0.1), self._n(0.45, 0.1), self._n(0.5, 0.12)),
         )
-        over = [T.FAT, T.LUNG, T.MUSCLE]
-        pericardium = heart.grown(self._u(2, 8))
-        self.canvas.paint(pericardium, T.FAT, [T.LUNG, T.MUSCLE] if self.r.random() < 0.8 else [T.LUNG])
-        self.canvas.paint_layers(heart, ((0, T.MYOCARDIUM),), over if self.r.random() < 0.7 else [T.FAT, T.LUNG])
+        # Above the diaphragm alone, or liver and stomach would follow the heart's fat into the chest.
+        self.canvas.paint(heart.grown(self._u(2, 8)), T.MEDIASTINAL, [T.LUNG])
+        self.canvas.paint(heart, T.MYOCARDIUM, [T.MEDIASTINAL, T.LUNG])
         left = Ellipsoid(heart.at(0.3, 0.15, -0.1), (30 * size, 19 * size, 19 * size))
         left.turn = heart.turn
         right = Ellipsoid(heart.at(-0.2, -0.45, 0.0), (36 * size, 16 * size, 25 * size))
@@ -236,13 +238,17 @@ class Builder:
         vr = b.spine_radius
         bulk = self._u(0.85, 1.15)
         thick = self._u(0.6, 1.5)
-        over = (T.FAT, T.LUNG)
+        over = (T.FAT, T.MEDIASTINAL, T.LUNG)
         for side in (-1, 1):
             levels = range(-230, 340, 40)
             inner = np.array([(side * 26, b.spine(z)[1] + vr + 30, z) for z in levels])
             c.paint(Tube(inner, [17, 24 * bulk, 25 * bulk, 20, 15], (1.0, 1.1, 1)), T.MUSCLE, over)
             outer = np.array([(side * 52, b.spine(z)[1] + vr + 27, z) for z in levels])
             c.paint(Tube(outer, [10, 21 * bulk, 23 * bulk, 17, 10], (1.15, 1.0, 1)), T.MUSCLE, over)
+            thin, turn = self.wall.uniform(0.015, 0.06), self.wall.uniform(0, 6, 2)
+            if self.wall.random() < 0.85:  # fat between the columns of the back's muscles
+                between = (inner + outer) / 2 + np.array((side * turn[0] - side * 3, 0, 0))
+                c.paint(Tube(between, 20.0, (thin, 1, 1)), T.SUBCUTANEOUS, [T.MUSCLE])
             psoas = [(side * 86 * self.ax, b.spine(-90)[1] - 42, -262), (side * 70, b.spine(-90)[1] - 22, -190)]
             psoas += [
                 (side * (vr * 1.2 + d), b.spine(z)[1] + 2, z) for d, z in ((24, -110), (17, -60), (11, -10), (5, 28))
@@ -252,7 +258,11 @@ class Builder:
             c.paint(Tube(np.array(quadratus), [13 * bulk, 10], (1.6, 0.8, 1)), T.MUSCLE, [T.FAT])
             crus = [(side * 9, b.spine_front(-35) - 2, -35), (side * 14, b.spine_front(30) - 3, 30)]
             crus += [(side * 17, b.spine_front(80) - 12, 88)]
-            c.paint(Tube(self._course(crus, 1.5), [3 * thick, 5 * thick, 4.5 * thick], (1, 1.6, 1)), T.MUSCLE, [T.FAT])
+            c.paint(
+                Tube(self._course(crus, 1.5), [3 * thick, 5 * thick, 4.5 * thick], (1, 1.6, 1)),
+                T.MUSCLE,
+                [T.FAT, T.MEDIASTINAL],
+            )
 
     def _pelvis(self) -> None:
         b, c = self.body, self.canvas
@@ -295,8 +305,7 @@ class Builder:
         )
         c.paint_layers(bladder, ((0, T.PELVIC), (self._u(2.5, 5), T.URINE)), [T.FAT])
         c.paint(Ellipsoid((self._n(0, 6), y0 - 14, -278), (26, 20, self._u(20, 45))), T.PELVIC, [T.FAT])
-        rectum = self._course([(0, y0 + 30, -345), (4, y0 + 34, -290), (-6, y0 + 16, -240), (20, y0 - 8, -215)], 4)
-        self._gut(Tube(rectum, self._u(13, 21)).bumpy(self.r, 0.08), (T.STOOL, T.STOOL, T.BOWEL_GAS), [T.FAT])
+        self.gut.rectum()
 
     # --- outside the trunk's outline
 
@@ -330,116 +339,6 @@ class Builder:
             c.paint_layers(Tube(course[:3], [12, 11, 15]), bone, inside)
             for dy in (-11, 11):
                 c.paint_layers(Tube(course[2:] + vector(0, dy, 0), [10, 7]), bone, inside)
-
-    # --- gut outside the three labelled parts
-
-    def _gut(self, tube: Tube, contents: Sequence[int], over: Sequence[int]) -> tuple[int, float, float | None]:
-        """A piece of bowel. Returns its content, the thickness of its wall and the height of its gas, if any."""
-        content = int(contents[int(self.r.integers(len(contents)))])
-        wall = self._u(1.8, 3.5)
-        level, gas = self._u(-0.6, 0.8), self.r.random() < 0.35
-        collapsed = self.r.random() < 0.25
-        layers = ((0.0, int(T.BOWEL_WALL)),) if collapsed else ((0.0, int(T.BOWEL_WALL)), (wall, content))
-        self.canvas.paint_layers(tube, layers, over)
-        if gas and not collapsed and content != T.BOWEL_GAS:
-            height = float(tube.points[:, 1].mean()) - level * float(tube.radii.mean())
-            self.canvas.level(tube.wide(max(0.3, 1 - wall / float(tube.radii.mean()))), T.BOWEL_GAS, [content], height)
-            return content, wall, height
-        return int(T.BOWEL_WALL) if collapsed else content, wall, None
-
-    def _small_bowel(self) -> None:
-        b = self.body
-        loops = int(self._u(48, 78) * (1.5 - 0.9 * b.visceral))
-        calibre = self._u(0.8, 1.15)
-        for _ in range(loops):
-            jejunum = self.r.random() < 0.2  # under the stomach, on the left
-            z = self._u(-40, 62) if jejunum else self._u(-215, 30)
-            low, high = (0.05, 0.72) if jejunum else (-0.68, 0.72)
-            centre = np.array(
-                [self._u(low, high) * self.half, self._u(-0.82 * b.cavity_front, 0.16 * b.cavity_back), z]
-            )
-            centre[1] += 0.4 * b.cavity_back * max(0.0, abs(centre[0]) / self.half - 0.35)  # beside the spine's muscles
-            heading = self.r.normal(size=3) * (1, 0.7, 0.7)
-            points = [centre]
-            for _ in range(3):
-                heading = 0.55 * heading / np.linalg.norm(heading) + 0.6 * self.r.normal(size=3) * (1, 0.7, 0.8)
-                points.append(points[-1] + heading / np.linalg.norm(heading) * self._u(18, 36))
-            radius = self._u(8.0, 15.0) * calibre
-            self._gut(Tube(through(points, 3), radius).bumpy(self.r, 0.08), CONTENTS, (T.FAT, *BOWEL))
-        for _ in range(45):  # mesenteric vessels
-            root = np.array([self._n(3, 8), b.spine_front(0) - 30, self._u(-50, 10)])
-            tip = np.array([self._u(-0.6, 0.6) * self.half, self._u(-0.7, -0.1) * b.cavity_front, self._u(-170, 0)])
-            sag = (root + tip) / 2 + self.r.normal(0, 10, 3)
-            vessel = T.VEIN if self.r.random() < 0.6 else T.ARTERY
-            self.canvas.paint(Tube(through([root, sag, tip], 3), [2.8, 1.2]), vessel, [T.FAT])
-
-    def _colon(self) -> None:
-        b, n = self.body, self._n
-        h, front, back = self.half, b.cavity_front, b.cavity_back
-        right = n(0.76, 0.04) * h
-        left = n(0.77, 0.04) * h
-        hepatic, splenic = n(-4, 17), n(58, 16) + self.lift * 0.5
-        sag = float(np.clip(n(-40, 40), -130, 40))
-        ascending = [
-            (-right * 0.85, 0.0, -165),
-            (-right, 0.25 * back, -95),
-            (-right, 0.28 * back, -40),
-            (-right * 0.95, 0.1 * back, hepatic),
-        ]
-        transverse = [
-            (-right * 0.95, 0.05 * back, hepatic),
-            (-n(0.5, 0.1) * h, -n(0.55, 0.1) * front, hepatic - n(8, 12)),
-            (0, -n(0.74, 0.06) * front, sag),
-            (n(0.5, 0.08) * h, -n(0.6, 0.08) * front, 0.5 * (sag + splenic)),
-            (left * 0.95, 0.1 * back, splenic),
-        ]
-        descending = [
-            (left * 0.95, 0.1 * back, splenic),
-            (left, 0.38 * back, -5),
-            (left, 0.32 * back, -80),
-            (left * 0.9, 0.1 * back, -160),
-        ]
-        sigmoid = [
-            (left * 0.9, 0.1 * back, -160),
-            (0.4 * h, -0.3 * front, -205),
-            (-0.1 * h, -0.2 * front, -190),
-            (20, b.spine(-180)[1] - 8, -215),
-        ]
-        filling = self._u(0.75, 1.2)
-        self.colon: list[tuple[Tube, tuple[int, float, float | None]]] = []
-        for course, low, high in ((ascending, 18, 32), (transverse, 12, 25), (descending, 8, 18), (sigmoid, 10, 18)):
-            tube = Tube(self._course(course, 6, 6), [self._u(low, high) * filling, self._u(low, high) * filling])
-            tube = self._haustra(tube)
-            kind = self._gut(tube, (T.STOOL, T.STOOL, T.STOOL, T.BOWEL_GAS, T.BOWEL_FLUID, T.BOWEL_CONTRAST), FREE)
-            self._bubbles(tube, kind[0])
-            self.colon.append((tube, kind))
-
-    def _haustra(self, tube: Tube) -> Tube:
-        """Sacs every 25-40 mm."""
-        along = np.r_[0, np.cumsum(np.linalg.norm(np.diff(tube.points, axis=0), axis=1))]
-        waves = 1 + self._u(0.06, 0.2) * np.sin(2 * np.pi * along / self._u(25, 40) + self._u(0, 6))
-        return Tube(tube.points, tube.radii * waves).bumpy(self.r, 0.08)
-
-    def _bubbles(self, tube: Tube, content: int) -> None:
-        """Gas in stool."""
-        picks, sizes = self.r.integers(1, len(tube.points) - 1, 12), self.r.uniform(1.5, 5.5, 12)
-        off = self.r.normal(0, 0.3, (12, 3))
-        if content != T.STOOL:
-            return
-        for i, size, way in zip(picks, sizes, off, strict=True):
-            spot = tube.points[i] + way * tube.radii[i]
-            self.canvas.paint(Ellipsoid(spot, (size * 1.3, size, size)), T.BOWEL_GAS, [T.STOOL])
-
-    def _colon_at_the_liver(self) -> None:
-        """The hepatic flexure and the transverse colon press into the liver's lower face as often as they yield to it."""
-        presses = self.r.random() < 0.6
-        for tube, (content, wall, height) in self.colon[:2]:
-            if not presses:
-                continue
-            low = tube.wide(0.76)
-            self.canvas.paint_layers(low, ((0.0, T.BOWEL_WALL), (wall, content)), ORGAN_TISSUES["liver"])
-            if height is not None:
-                self.canvas.level(low.grown(-wall), T.BOWEL_GAS, [content], height)
 
     # --- the labelled organs
 
@@ -477,11 +376,14 @@ class Builder:
         empty = full < 0.7 and self.r.random() < 0.6
         inner = self._u(0.35, 0.7) * float(tube.radii.max()) if empty else wall
         c.paint_layers(tube, ((0, T.STOMACH_WALL), (inner, T.STOMACH_CONTENT)), over)
+        if self.gut.r.random() < 0.4:  # a meal, or contrast medium, settles behind the fluid
+            settled = float(tube.points[:, 1].mean()) + float(self.gut.r.uniform(-12, 25))
+            c.settle(tube.grown(-inner), T.STOMACH_FOOD, [T.STOMACH_CONTENT], settled)
         gas, level = self.r.random() < 0.75, self._u(-24, 14)
         if gas:
             height = float(tube.points[:, 1].mean()) + level
             shrunk = Tube(tube.points, list(np.maximum(tube.radii - inner, 0.5)))
-            c.level(shrunk, T.STOMACH_GAS, [T.STOMACH_CONTENT], height)
+            c.level(shrunk, T.STOMACH_GAS, [T.STOMACH_CONTENT, T.STOMACH_FOOD], height)
         self._rugae(tube, inner, full)
         self.shapes["stomach"] = tube
         self.pylorus = pylorus
@@ -498,7 +400,9 @@ class Builder:
             angles = turn + 2 * np.pi * k / count + np.cumsum(self.r.normal(0, 0.12, stop))
             reach = np.maximum(tube.radii[:stop] - wall, 0)[:, None]
             points = tube.points[:stop] + reach * np.stack([np.cos(angles), np.sin(angles), 0 * angles], 1)
-            self.canvas.paint(Tube(points[1:], size), T.STOMACH_WALL, (T.STOMACH_CONTENT, T.STOMACH_GAS))
+            self.canvas.paint(
+                Tube(points[1:], size), T.STOMACH_WALL, (T.STOMACH_CONTENT, T.STOMACH_FOOD, T.STOMACH_GAS)
+            )
 
     def _liver_at(self, scale: float, pose: dict[str, Doubles]) -> Composite:
         k = scale
@@ -590,11 +494,11 @@ class Builder:
         )
         axes = np.array([n(26, 4), n(44, 6), n(48, 7)])
         angles = (n(0.35, 0.2), n(-0.2, 0.13), n(-0.35, 0.2))
-        dent = (n(-0.15, 0.15), n(-0.1, 0.2))
+        dent, deep = (n(-0.15, 0.15), n(-0.1, 0.2)), n(-1.42, 0.1)
 
         def at(scale: float) -> Composite:
             body = Ellipsoid(centre, axes * size * scale, angles)
-            hollow = Ellipsoid(body.at(-1.25, *dent), axes * size * (0.85, 0.7, 0.75), angles)
+            hollow = Ellipsoid(body.at(deep, *dent), axes * size * (0.85, 0.7, 0.75), angles)
             return Composite((body,), (hollow,))
 
         scale = self._fit(at, target * 1.08)
@@ -671,7 +575,7 @@ class Builder:
             (n(3, 2), front(bifurcation) - ra * 0.9, bifurcation),
         ]
         self.aorta = Tube(self._course(aorta, 0.8), [ra * 1.18, ra * 1.12, ra * 1.05, ra, ra * 0.85, ra * 0.8])
-        around = (T.FAT, *BOWEL, T.MUSCLE, T.LUNG, *ORGAN_TISSUES["liver"], *ORGAN_TISSUES["stomach"])
+        around = (T.FAT, T.MEDIASTINAL, *BOWEL, T.MUSCLE, T.LUNG, *ORGAN_TISSUES["liver"], *ORGAN_TISSUES["stomach"])
         rv = self._u(8.0, 13)
         cava = [
             (n(-20, 2), front(bifurcation) - rv * 0.6, bifurcation - 10),
@@ -686,18 +590,7 @@ class Builder:
             [rv * 0.92, rv * 0.95, rv, rv * 1.05, rv * 1.15, rv * 1.2],
             (1.15, self._u(0.5, 1.0), 1),
         )
-        for side in (-1, 1):  # iliac vessels, below both bifurcations
-            for start, tissue, radius, off in ((aorta[-1], T.ARTERY, ra * 0.6, 0), (cava[0], T.VEIN, rv * 0.8, 8)):
-                course = [
-                    start,
-                    (side * 32, b.spine(-130)[1] - 34 + off, -138),
-                    (side * 52, b.spine(-180)[1] - 42 + off, -190),
-                ]
-                course += [
-                    (side * 84 * self.ax, b.spine(-180)[1] - 72 + off, -275),
-                    (side * 88 * self.ax, b.spine(-180)[1] - 80 + off, -400),
-                ]
-                c.paint(Tube(through(course, 3), radius), tissue, (T.FAT, *BOWEL, T.MUSCLE))
+        iliacs = self._iliac_vessels(aorta[-1], cava[0], ra, rv)
         for side, name in ((-1, "right_kidney"), (1, "left_kidney")):
             kidney = self.shapes[name]
             assert isinstance(kidney, Ellipsoid)
@@ -719,6 +612,50 @@ class Builder:
         c.paint(self.cava.wide(1.12), T.FAT, [T.BOWEL_WALL, T.MUSCLE])
         c.paint(self.cava, T.CAVA, (*around, T.VEIN))
         c.paint(self.aorta, T.AORTA, (*around, T.CAVA, T.ARTERY, T.VEIN))
+        self._plaques(iliacs)
+
+    def _iliac_vessels(self, fork: ArrayLike, meeting: ArrayLike, ra: float, rv: float) -> list[Tube]:
+        """Below both bifurcations, background: arteries nearly as wide as the aorta now and then. Returns these."""
+        b, r, arteries = self.body, self.wall, []
+        back = b.spine(-180)[1]
+        for side in (-1, 1):
+            for start, tissue, radius, off in (
+                (fork, T.ARTERY, ra * r.uniform(0.5, 0.78), 0),
+                (meeting, T.VEIN, rv * r.uniform(0.65, 0.95), 8),
+            ):
+                winds = r.normal(0, r.choice((2.0, 7.0)), (3, 3)).clip(-13, 13)
+                beside = np.array(
+                    [
+                        (side * 32, b.spine(-130)[1] - 34 + off, -138),
+                        (side * 52, back - 42 + off, -190),
+                        (side * 84 * self.ax, back - 72 + off, -275),
+                    ]
+                )
+                end = (side * 88 * self.ax, back - 80 + off, -400)
+                wide = r.uniform(1.3, 1.8) if r.random() < 0.08 and tissue == T.ARTERY else 1.0
+                vessel = Tube(through([start, *(beside + winds), end], 4), radius * np.array((1, wide, wide, 0.9, 0.8)))
+                inner = [
+                    vessel.points[6],
+                    (side * 46, back - 8 + off, -235),
+                    (side * 58, back + 14 + off, -290),
+                ]
+                for tube in (Tube(through(inner, 3), [0.65 * radius, 0.4 * radius]), vessel):
+                    self.canvas.paint(tube, tissue, (T.FAT, *BOWEL, T.MUSCLE))
+                arteries += [vessel] if tissue == T.ARTERY else []
+        return arteries
+
+    def _plaques(self, iliacs: list[Tube]) -> None:
+        """Chalk in the walls of aorta and iliac arteries: none in half of the bodies, much in some."""
+        r = self.wall
+        count = int(r.poisson(40 * max(0.0, 2 * r.random() - 1) ** 1.5))
+        for _ in range(count):
+            vessel = self.aorta if r.random() < 0.6 else iliacs[int(r.integers(2))]
+            stretch = len(vessel.points) // 2  # the lower aorta, the upper iliac artery
+            i = int(r.integers(stretch, len(vessel.points)) if vessel is self.aorta else r.integers(0, stretch))
+            way, size = r.uniform(0, 2 * np.pi), r.uniform((0.7, 0.7, 1.5), (2.4, 2.4, 6.5))
+            spot = vessel.points[i] + 0.9 * vessel.radii[i] * vector(np.cos(way), np.sin(way), r.uniform(-0.5, 0.5))
+            tissue, over = (T.AORTA_PLAQUE, T.AORTA) if vessel is self.aorta else (T.PLAQUE, T.ARTERY)
+            self.canvas.paint(Ellipsoid(spot, size), tissue, [over])
 
     def _duodenum_and_pancreas(self) -> None:
         b, n, c = self.body, self._n, self.canvas
@@ -749,7 +686,7 @@ class Builder:
             ),
             self._u(10, 13),
         )
-        self._gut(jejunum.bumpy(self.r, 0.05), (T.BOWEL_FLUID, T.BOWEL_WALL), [T.FAT])
+        self.gut.piece(jejunum.bumpy(self.r, 0.05), (T.BOWEL_FLUID, T.FOLDS, T.BOWEL_WALL), [T.FAT])
         over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], T.VEIN, T.ARTERY, T.RIGHT_CORTEX)
         self._mesenteric_vessels(aorta_y, low)
         self._clear(tube, BOWEL)
@@ -842,7 +779,7 @@ class Builder:
         over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], T.ARTERY)
         self._clear(body, (*BOWEL, T.LIVER))
         stomach = ORGAN_TISSUES["stomach"]  # yields, but keeps its wall
-        wall = (-self.gap - 3.5, T.STOMACH_WALL, (T.STOMACH_CONTENT, T.STOMACH_GAS))
+        wall = (-self.gap - 3.5, T.STOMACH_WALL, (T.STOMACH_CONTENT, T.STOMACH_FOOD, T.STOMACH_GAS))
         c.paint_in_turn(body, (wall, (-self.gap, T.FAT, stomach)))
         wide, obstructed = self._u(1.4, 3.5), self.r.random() < 0.6
         duct = wide if obstructed and "pancreas" in self.disease.lesions else 0.9
@@ -889,6 +826,7 @@ class Builder:
         )
         over = (
             T.FAT,
+            T.MEDIASTINAL,
             T.LUNG,
             T.MUSCLE,
             *BOWEL,

@@ -27,12 +27,22 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Mottle:
+    """What a tissue is mixed with in specks of some mm: ``hu`` where noise exceeds ``level``, in full from 0.3 above it."""
+
+    tissue: int
+    level: float
+    hu: float
+
+
+@dataclass(frozen=True)
 class Look:
     """HU of the 256 tissue ids, and ``mixed``: the same before contrast medium reached a lumen, where it is not even."""
 
     phase: Phase
     hu: Floats
     mixed: Floats
+    mottles: tuple[Mottle, ...]
 
 
 def draw_look(r: np.random.Generator, disease: Disease, lesions: dict[int, LesionTissue]) -> Look:
@@ -76,7 +86,7 @@ def draw_look(r: np.random.Generator, disease: Disease, lesions: dict[int, Lesio
         mixed[T.CAVA] = cava
     for tissue, lesion in lesions.items():
         hu[tissue] = mixed[tissue] = lesion_hu(lesion, hu, r)
-    return Look(Phase(e, a), hu, mixed)
+    return Look(Phase(e, a), hu, mixed, _mottles(hu, r))
 
 
 def _solid(hu: Floats, r: np.random.Generator, e: float) -> None:
@@ -85,28 +95,48 @@ def _solid(hu: Floats, r: np.random.Generator, e: float) -> None:
     hu[T.AIR] = -1000
     fat = u(-120, -85)
     hu[T.SUBCUTANEOUS], hu[T.FAT], hu[T.SINUS] = fat, fat + u(-4, 14), fat + u(5, 45)
+    hu[T.MEDIASTINAL] = fat + u(-4, 14)
     hu[T.SKIN] = u(-20, 40)
     hu[T.MUSCLE] = u(38, 66) + e * u(0, 16)
     hu[T.DISC], hu[T.CANAL] = u(55, 105), u(15, 45)
     hu[T.CARTILAGE], hu[T.CORTICAL], hu[T.SPONGY] = u(70, 140), u(320, 850), u(70, 280)
     hu[T.LUNG], hu[T.TABLE] = u(-910, -720), u(-250, -50)
     hu[T.METAL], hu[T.STENT] = 3071, u(150, 1500)
+    hu[T.PLAQUE] = hu[T.AORTA_PLAQUE] = u(250, 1100)
     hu[T.ASCITES], hu[T.EFFUSION] = u(-3, 22), u(-2, 26)
     hu[T.ATELECTASIS] = u(20, 50) + e * u(15, 70)
+
+
+def _mottles(hu: Floats, r: np.random.Generator) -> tuple[Mottle, ...]:
+    """Gas in stool, lumps in a meal, folds in the small bowel, fat in wasted muscle."""
+    u = r.uniform
+    fat = float(hu[T.FAT])
+    return (
+        Mottle(T.STOOL, u(0.15, 1.2), u(-850, -150)),
+        Mottle(T.STOOL, u(0.5, 1.5), float(hu[T.STOOL]) + u(-60, 120)),
+        Mottle(T.STOMACH_FOOD, u(-0.2, 0.8), float(r.choice((fat, u(-500, -150), u(60, 200))))),
+        Mottle(T.FOLDS, u(-0.3, 0.3), float(hu[T.BOWEL_WALL]) + u(-5, 15)),
+        Mottle(T.MUSCLE, u(0.55, 2.2), 0.5 * (fat + float(hu[T.MUSCLE]))),
+    )
 
 
 def _lumina(hu: Floats, mixed: Floats, r: np.random.Generator, e: float) -> None:
     """Gut: walls, and contents with or without positive contrast medium, which in half of the cases is not even."""
     u = r.uniform
     wall = u(26, 50) + e * u(5, 60)
-    hu[T.STOMACH_WALL], hu[T.DUODENUM_WALL], hu[T.BOWEL_WALL] = wall, wall + u(-8, 12), wall + u(-8, 16)
+    hu[T.STOMACH_WALL], hu[T.DUODENUM_WALL], hu[T.BOWEL_WALL] = wall, wall + u(-8, 12), wall + u(-8, 16) + e * u(0, 35)
     hu[T.ESOPHAGUS_WALL] = u(28, 48) + e * u(5, 45)
     positive, even = r.random() < 0.22, r.random() < 0.5
     plain = u(-5, 30) if r.random() < 0.6 else u(10, 65)
     hu[T.STOMACH_CONTENT] = u(100, 400) if positive and r.random() < 0.8 else plain
     duodenal = u(0, 40)
     hu[T.DUODENUM_CONTENT] = u(80, 320) if positive and r.random() < 0.5 else duodenal
-    hu[T.BOWEL_FLUID], hu[T.STOOL] = u(0, 40), u(-70, 50)
+    liver = float(hu[T.LIVER])  # whose grey bowel beside it may have
+    hu[T.BOWEL_FLUID] = u(0, 40) if r.random() < 0.85 else liver + u(-15, 10)
+    hu[T.FOLDS] = u(0, 40)
+    hu[T.STOMACH_FOOD] = u(100, 400) if positive else u(-40, 110)
+    stool = ((20, 70), (20, 70), (-70, 30), (liver - 20, liver + 10), (70, 300))
+    hu[T.STOOL] = u(*stool[int(r.choice(5, p=(0.25, 0.2, 0.25, 0.18, 0.12)))])
     hu[T.BOWEL_CONTRAST] = u(80, 420) if positive else u(5, 60)
     hu[T.ESOPHAGUS_FLUID] = u(0, 40)
     for gas in (T.BOWEL_GAS, T.ESOPHAGUS_GAS, T.STOMACH_GAS, T.DUODENUM_GAS):
@@ -140,11 +170,11 @@ def _grain() -> Floats:
     grain = np.ones(256, np.float32)
     grain[list(GAS)] = 0
     grain[[T.LUNG, T.TABLE]] = 2.5, 1.0
-    grain[[T.STOOL, T.STOMACH_CONTENT]] = 5.0, 2.2
-    grain[[T.BOWEL_FLUID, T.BOWEL_CONTRAST, T.BOWEL_WALL, T.DUODENUM_CONTENT]] = 2.5
+    grain[[T.STOOL, T.STOMACH_FOOD, T.STOMACH_CONTENT]] = 4.0, 4.0, 2.2
+    grain[[T.BOWEL_FLUID, T.FOLDS, T.BOWEL_CONTRAST, T.BOWEL_WALL, T.DUODENUM_CONTENT]] = 2.5
     grain[[T.SPONGY, T.CORTICAL]] = 2.5
     grain[[T.MUSCLE, T.PANCREAS]] = 1.4
-    grain[[T.FAT, T.SINUS]] = 1.4
+    grain[[T.FAT, T.MEDIASTINAL, T.SINUS]] = 1.4
     grain[[T.URINE, T.GALLBLADDER, T.CAVA, T.AORTA, T.LIVER, T.ASCITES, T.EFFUSION]] = 0.4
     return grain
 
@@ -173,6 +203,8 @@ def add_texture(image: Floats, tissue: NDArray[np.uint8], grid: Grid, look: Look
     added: Floats | None = None
     for step, amplitude in ((12.0, texture.coarse), (5.0, texture.fine)):
         layer = _noise(grid, step, r)
+        if step == 5.0:
+            _mottle(image, tissue, layer, look)
         layer *= np.float32(1.7 * amplitude)
         added = layer if added is None else np.add(added, layer, out=added)
     assert added is not None
@@ -194,6 +226,17 @@ def add_texture(image: Floats, tissue: NDArray[np.uint8], grid: Grid, look: Look
         np.clip(share * 2 + 0.5, 0, 1, out=share)
         image += share * np.take(change, tissue)
     return texture
+
+
+def _mottle(image: Floats, tissue: NDArray[np.uint8], noise: Floats, look: Look) -> None:
+    """Mix specks into tissues that have them, in place."""
+    at = np.flatnonzero(lookup([mottle.tissue for mottle in look.mottles])[tissue])
+    kinds, values = tissue.ravel()[at], noise.ravel()[at]
+    flat = image.reshape(-1)
+    for mottle in look.mottles:
+        here = (kinds == mottle.tissue) & (values > mottle.level)
+        share = np.minimum((values[here] - np.float32(mottle.level)) / np.float32(0.3), 1)
+        flat[at[here]] += share * np.float32(mottle.hu - look.hu[mottle.tissue])
 
 
 def _noise(grid: Grid, step: float, r: np.random.Generator) -> Floats:

@@ -22,6 +22,8 @@ STREAMS = (
     "scanner",
     "artefact",
     "slices",
+    "gut",
+    "wall",
 )
 
 

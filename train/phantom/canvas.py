@@ -435,13 +435,19 @@ class Canvas:
 
     def level(self, shape: Shape, tissue: int, over: Sequence[int], height: float) -> None:
         """Gas rises: in ``shape``, what lies in front of the plane y = ``height`` mm (scanner's) becomes ``tissue``."""
+        self._beyond(shape, tissue, over, self.grid.coordinates(1) < height)
+
+    def settle(self, shape: Shape, tissue: int, over: Sequence[int], height: float) -> None:
+        """What is heavy sinks: as ``level``, behind the plane."""
+        self._beyond(shape, tissue, over, self.grid.coordinates(1) >= height)
+
+    def _beyond(self, shape: Shape, tissue: int, over: Sequence[int], rows: NDArray[np.bool_]) -> None:
         found = self.distance(shape)
         if found is None:
             return
         box, e = found
         view = self.tissue[box]
-        front = (self.grid.coordinates(1)[box[1]] < height)[None, :, None]
-        view[lookup(over)[view] & front & (e < 0)] = tissue
+        view[lookup(over)[view] & rows[box[1]][None, :, None] & (e < 0)] = tissue
 
 
 def vector(x: float, y: float, z: float) -> NDArray[np.float64]:

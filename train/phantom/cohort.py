@@ -143,22 +143,23 @@ def draw_findings(order: Order) -> Findings:
 def _extent(r: np.random.Generator, body: Body) -> tuple[str, float, float]:
     """Name, lower and upper end of a scan in mm: abdomen, with pelvis, with thorax too, cut short, or a slab."""
     kind, margin, bottom = r.random(), r.uniform(8, 45), r.uniform(-170, -95)
-    slab, centre, chest, pelvis = r.uniform(40, 120), r.uniform(-260, 190), r.uniform(120, 190), r.uniform(-380, -290)
+    slab, chest, pelvis = np.exp(r.uniform(np.log(28), np.log(120))), r.uniform(120, 190), r.uniform(-380, -290)
+    centre = r.uniform(-280, 200)
     near, cut_top, cut_bottom = r.uniform(-60, 100), r.uniform(15, 75), r.uniform(-45, 40)
     top = body.dome_right + margin
-    if kind < 0.42:
+    if kind < 0.36:
         return "abdomen", bottom, top
-    if kind < 0.62:
+    if kind < 0.55:
         return "abdomen and pelvis", pelvis, top
-    if kind < 0.72:
+    if kind < 0.65:
         return "thorax, abdomen and pelvis", min(pelvis, -300), min(body.dome_right + chest, 335)
-    if kind < 0.76:
+    if kind < 0.69:
         return "thorax and abdomen", bottom, min(body.dome_right + chest, 335)
-    if kind < 0.82:
+    if kind < 0.74:
         return "liver's top cut", bottom, body.dome_right - cut_top
-    if kind < 0.87:
+    if kind < 0.79:
         return "upper abdomen", cut_bottom, top
-    middle = near if kind < 0.945 else centre  # half of the slabs anywhere, some of them without an organ
+    middle = near if kind < 0.91 else centre  # four slabs in ten lie anywhere, some of them without an organ
     return "slab", middle - slab / 2, middle + slab / 2
 
 

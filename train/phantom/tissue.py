@@ -42,6 +42,9 @@ class Tissue(IntEnum):
     URINE = 23
     PELVIC = 24
     SKIN = 25
+    MEDIASTINAL = 26  # fat above the diaphragm
+    FOLDS = 27  # fluid between the folds of the small bowel
+    PLAQUE = 28
     LIVER = 30
     LIVER_VESSEL = 31
     RIGHT_CORTEX = 32
@@ -65,6 +68,8 @@ class Tissue(IntEnum):
     DUODENUM_GAS = 50
     LEFT_CORTEX = 51
     LEFT_MEDULLA = 52
+    AORTA_PLAQUE = 53
+    STOMACH_FOOD = 54
     METAL = 100
     ASCITES = 101
     EFFUSION = 102
@@ -80,27 +85,28 @@ ORGAN_TISSUES: dict[str, tuple[Tissue, ...]] = {
     "right_kidney": (T.RIGHT_CORTEX, T.RIGHT_MEDULLA),
     "spleen": (T.SPLEEN,),
     "pancreas": (T.PANCREAS, T.DUCT),
-    "aorta": (T.AORTA,),
+    "aorta": (T.AORTA, T.AORTA_PLAQUE),
     "inferior_vena_cava": (T.CAVA,),
     "right_adrenal_gland": (T.RIGHT_ADRENAL,),
     "left_adrenal_gland": (T.LEFT_ADRENAL,),
     "gallbladder": (T.GALLBLADDER,),
     "esophagus": (T.ESOPHAGUS_WALL, T.ESOPHAGUS_GAS, T.ESOPHAGUS_FLUID),
-    "stomach": (T.STOMACH_WALL, T.STOMACH_CONTENT, T.STOMACH_GAS),
+    "stomach": (T.STOMACH_WALL, T.STOMACH_CONTENT, T.STOMACH_FOOD, T.STOMACH_GAS),
     "duodenum": (T.DUODENUM_WALL, T.DUODENUM_CONTENT, T.DUODENUM_GAS),
     "left_kidney": (T.LEFT_CORTEX, T.LEFT_MEDULLA),
 }
 
-BOWEL = (T.BOWEL_WALL, T.BOWEL_FLUID, T.STOOL, T.BOWEL_CONTRAST, T.BOWEL_GAS)
+LUMEN = (T.BOWEL_FLUID, T.FOLDS, T.STOOL, T.BOWEL_CONTRAST, T.BOWEL_GAS)
+BOWEL = (T.BOWEL_WALL, *LUMEN)
 GAS = (T.AIR, T.LUNG, T.BOWEL_GAS, T.ESOPHAGUS_GAS, T.STOMACH_GAS, T.DUODENUM_GAS)
 
 _AUXILIARY_TISSUES: dict[str, tuple[Tissue, ...]] = {
-    "fat": (T.SUBCUTANEOUS, T.FAT, T.SINUS, T.SKIN, T.URINE, T.PELVIC, T.ASCITES, T.STENT),
+    "fat": (T.SUBCUTANEOUS, T.FAT, T.MEDIASTINAL, T.SINUS, T.SKIN, T.URINE, T.PELVIC, T.ASCITES, T.STENT),
     "muscle": (T.MUSCLE, T.DISC, T.CARTILAGE),
     "bone": (T.CORTICAL, T.SPONGY, T.CANAL, T.METAL),
     "lung": (T.LUNG, T.EFFUSION, T.ATELECTASIS),
     "bowel": BOWEL,
-    "heart_and_vessels": (T.MYOCARDIUM, T.RIGHT_HEART, T.LEFT_HEART, T.PORTAL, T.VEIN, T.ARTERY),
+    "heart_and_vessels": (T.MYOCARDIUM, T.RIGHT_HEART, T.LEFT_HEART, T.PORTAL, T.VEIN, T.ARTERY, T.PLAQUE),
 }
 
 
