@@ -75,7 +75,7 @@ def test_views_go_from_slabs_to_the_whole_trunk() -> None:
     for seed, name, grid in zip(seeds, names, grids, strict=True):
         low, high = grid.coordinates(0)[[0, -1]]
         if name == "slab":
-            assert 20 < high - low < 125
+            assert 10 < high - low < 125  # between the middles of slices 12 mm apart
         if name == "liver's top cut":
             assert high < Body.draw(seed).dome_right
         if name == "thorax, abdomen and pelvis":
