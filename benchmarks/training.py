@@ -58,7 +58,9 @@ def iterate(side: str, config: Config, workspace: Workspace) -> dict[str, Any]:
         from nnunetv2.run.run_training import get_trainer_from_args
 
         torch.set_num_threads(config.training.threads or len(os.sched_getaffinity(0)))
-        trainer = get_trainer_from_args(LABELLED_DATASET, CONFIGURATION, "all", TRAINER, PLANS, torch.device("cpu"))
+        trainer = get_trainer_from_args(
+            LABELLED_DATASET, CONFIGURATION, "all", TRAINER, PLANS, device=torch.device("cpu")
+        )
         if side == "nnU-Net":
             for name in FAST:
                 delattr(type(trainer), name)

@@ -91,6 +91,20 @@ def test_norms_that_keep_channels_last_are_instance_norms(cpu_training: ModuleTy
     assert network.state_dict().keys() == weights.keys()
 
 
+@pytest.mark.parametrize(("depth", "precision"), [(1, torch.bfloat16), (2, torch.float32), (3, torch.bfloat16)])
+def test_two_slices_are_convolved_in_float32(cpu_training: ModuleType, depth: int, precision: torch.dtype) -> None:
+    """In bfloat16 their gradient holds whatever lay in memory before."""
+    network = nn.Sequential(nn.Conv3d(8, 8, 3, padding=1))
+    scan = torch.randn(1, 8, depth, 3, 4)
+    (expected,) = torch.autograd.grad(network(scan).square().sum(), network[0].weight)
+    cpu_training.keep_channels_last(network)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(scan)
+    (gradient,) = torch.autograd.grad(found.float().square().sum(), network[0].weight)
+    assert found.dtype == precision
+    assert (gradient - expected).abs().max() < 0.02 * expected.abs().max()
+
+
 def test_a_norm_with_running_statistics_stays_as_it_is(cpu_training: ModuleType) -> None:
     network = nn.Sequential(nn.InstanceNorm3d(4, track_running_stats=True))
     cpu_training.keep_channels_last(network)

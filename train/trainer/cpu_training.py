@@ -96,13 +96,30 @@ class ChannelsLastInstanceNorm(nn.InstanceNorm3d):
         return samples[0] if len(samples) == 1 else torch.cat(samples)
 
 
+class SoundConvolution(nn.Conv3d):
+    """A convolution that takes two slices in float32.
+
+    oneDNN's bfloat16 gradient for a kernel three deep reads memory that nobody wrote where its input has just two slices: the
+    weights become NaN, or quietly wrong (seen with torch 2.14.1; one slice, three and more are right). So few voxels cost nothing.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Of (batch, channels, z, y, x)."""
+        if input.shape[2] != 2 or self.kernel_size[0] == 1:
+            return super().forward(input)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.float())
+
+
 def keep_channels_last(network: nn.Module) -> None:
-    """Lay the weights of ``network`` out for channels last, and have its instance norms keep that layout."""
+    """Lay ``network`` out for channels last, with norms that keep that layout and convolutions that are right."""
     network.to(memory_format=torch.channels_last_3d)
     for module in network.modules():
+        # A layer has several owners in nnU-Net's blocks: another class for it reaches all of them.
         if type(module) is nn.InstanceNorm3d and not module.track_running_stats:
-            # A norm has several owners in nnU-Net's blocks: another class for it reaches all of them.
             module.__class__ = ChannelsLastInstanceNorm
+        elif type(module) is nn.Conv3d:
+            module.__class__ = SoundConvolution
 
 
 def keep_freed_memory() -> None:
