@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from inference.body import body_box
+from inference.body import Windows, body_box
 from inference.bundle import Bundle, BundleError, Intensity, Plan
 from inference.engine import Engine, EngineError, OnnxRuntimeEngine
 from inference.postprocess import Context, postprocess
@@ -148,8 +148,10 @@ class Segmenter:
         """The part of a scan that is worked on (z, y, x)."""
         if not self.options.crop:
             return slice(None), slice(None), slice(None)
-        _, *extent = (voxels * side for voxels, side in zip(self.plan.patch, self.plan.spacing, strict=True))
-        return slice(None), *body_box(scan.voxels, scan.spacing, (extent[0], extent[1]))
+        _, *along = (
+            Windows(size, self.step, side) for size, side in zip(self.plan.patch, self.plan.spacing, strict=True)
+        )
+        return slice(None), *body_box(scan.voxels, scan.spacing, (along[0], along[1]))
 
     def _labels(self, image: Floats, target: Shape, watch: Stopwatch, progress: Progress | None) -> Labels:
         """Labels on the scan's grid ``target`` of an image on the working grid, in HU."""
