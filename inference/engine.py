@@ -204,6 +204,11 @@ class OnnxRuntimeEngine:
         self._adding = self._load(self._with_sums())
         return self.add_window(image, window, sums)
 
+    def stop_adding(self) -> None:
+        """Give up ``add_window`` and the device's memory that it holds."""
+        self.adds_up = False
+        self._adding = None
+
     def session(self, content: bytes) -> Any:
         """A session for a small graph on the same device, for ``run``."""
         return self._load(content)

@@ -96,10 +96,12 @@ class Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
             self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - cpu_start
 
-    def take_out(self, inner: str, outer: str) -> None:
-        """A stage that ran within another counts for itself alone."""
-        self.seconds[outer] -= self.seconds[inner]
-        self.cpu_seconds[outer] -= self.cpu_seconds[inner]
+    def take_out(self, inner: "Stopwatch", outer: str) -> None:
+        """Stages that another watch measured within the stage ``outer`` count for themselves alone."""
+        for mine, theirs in ((self.seconds, inner.seconds), (self.cpu_seconds, inner.cpu_seconds)):
+            for name, spent in theirs.items():
+                mine[outer] -= spent
+                mine[name] = mine.get(name, 0.0) + spent
 
 
 class Segmenter:
@@ -111,8 +113,13 @@ class Segmenter:
         self.options = options or Options()
         self.plan.check_mirroring(self.options.mirror_axes)
         self._stitcher: Stitcher | None = None
+        # Why the device does not stitch although it should.
+        self._left_to_host: tuple[str, ...] = ()
         if isinstance(engine, OnnxRuntimeEngine) and engine.adds_up and not self.options.mirror_axes:
-            self._stitcher = Stitcher(engine, len(self.plan.classes))
+            try:
+                self._stitcher = Stitcher(engine, len(self.plan.classes))
+            except (EngineError, BundleError) as error:
+                self._leave_to_host(error)
 
     def logits(self, image: Floats, progress: Progress | None = None) -> Iterator[Floats]:
         """Logits of a scan on the working grid, in HU (z, y, x), as consecutive slabs (classes, n, y, x)."""
@@ -134,10 +141,11 @@ class Segmenter:
             target = working_shape(voxels.shape, scan.spacing, self.plan.spacing)
             image = to_working_grid(voxels, target)
         labels = self._labels(image, voxels.shape, watch, progress)
-        warnings: tuple[str, ...] = ()
+        warnings = self._left_to_host
         if self.options.postprocess:
             with watch.stage("rules"):
-                labels, warnings = postprocess(labels, Context.of(self.plan, scan.voxel_volume))
+                labels, notes = postprocess(labels, Context.of(self.plan, scan.voxel_volume))
+                warnings = (*warnings, *notes)
         if not labels.any():
             warnings = (*warnings, "no organ found: the mask is empty")
         whole = np.zeros(scan.shape, np.uint8)
@@ -157,14 +165,25 @@ class Segmenter:
         """Labels on the scan's grid ``target`` of an image on the working grid, in HU."""
         layout = Layout.of((image.shape[0], image.shape[1], image.shape[2]), self.plan.patch, self.step)
         if self._stitcher and self._stitcher.fits(layout):
-            with watch.stage("resample"):
-                image = normalise(image, self.plan.intensity)
-            return self._stitcher.labels(image, layout, target, watch.stage, progress)
+            try:
+                with watch.stage("resample"):
+                    normalised = normalise(image, self.plan.intensity)
+                return self._stitcher.labels(normalised, layout, target, watch.stage, progress)
+            except EngineError as error:
+                self._leave_to_host(error)
+        within = Stopwatch()
         with watch.stage("labels"):
-            slices = slices_of(_timed(self.logits(image, progress), watch, "network"))
+            slices = slices_of(_timed(self.logits(image, progress), within, "network"))
             labels = labels_on_grid(slices, image.shape[0], target)
-        watch.take_out("network", "labels")  # the slabs are made while the labels are painted
+        watch.take_out(within, "labels")  # the slabs are made while the labels are painted
         return labels
+
+    def _leave_to_host(self, error: Exception) -> None:
+        """From now on the device computes windows only. A scan whose windows fail on the host's way too fails with that."""
+        self._stitcher = None
+        self._left_to_host = (f"the device could not add windows up, so the host does ({error})",)
+        if isinstance(self.engine, OnnxRuntimeEngine):
+            self.engine.stop_adding()
 
 
 def normalise(image: Array, intensity: Intensity) -> Floats:

@@ -15,7 +15,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from isal import igzip, isal_zlib
+from isal import igzip
+from isal.isal_zlib import IsalError
 from nibabel.affines import voxel_sizes
 
 Array = npt.NDArray[Any]
@@ -172,9 +173,10 @@ def _read_bytes(path: Path) -> bytes:
     if not content.startswith(b"\x1f\x8b"):
         return content
     try:
-        return igzip.decompress(content)
-    except (EOFError, isal_zlib.error, gzip.BadGzipFile) as error:
+        unpacked: bytes = igzip.decompress(content)
+    except (EOFError, IsalError, gzip.BadGzipFile) as error:
         raise VolumeError(f"{path}: the gzip data is cut off or damaged ({error}); expected a whole .nii.gz") from error
+    return unpacked
 
 
 def _read_header(path: Path, content: bytes) -> Any:
