@@ -16,7 +16,7 @@ import numpy as np
 
 from inference.body import Windows, body_box
 from inference.bundle import Bundle, BundleError, Intensity, Plan
-from inference.engine import Engine, EngineError, OnnxRuntimeEngine
+from inference.engine import Engine, EngineError, OnnxRuntimeEngine, OpenVinoEngine
 from inference.postprocess import Context, postprocess
 from inference.resample import Floats, labels_on_grid, slices_of, to_working_grid, working_shape
 from inference.sliding_window import Layout, Progress, mirrored, sliding_window
@@ -71,15 +71,6 @@ class Segmentation:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Case:
-    """One scan on disk and the path of its mask."""
-
-    name: str
-    scan: Path
-    mask: Path
-
-
 @dataclass
 class Stopwatch:
     """Seconds per stage, and CPU seconds of the whole process meanwhile; a stage that is entered again adds up."""
@@ -102,6 +93,33 @@ class Stopwatch:
             for name, spent in theirs.items():
                 mine[outer] -= spent
                 mine[name] = mine.get(name, 0.0) + spent
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan as the network sees it: ``image`` (z, y, x) on the working grid, in HU, of the ``box`` of a scan of ``shape``
+    voxels of ``voxel_volume`` mm3; ``watch``: what that took. The scan's own voxels are no longer needed."""
+
+    image: Floats
+    box: tuple[slice, slice, slice]
+    shape: Shape
+    voxel_volume: float
+    watch: Stopwatch
+
+    @property
+    def target(self) -> Shape:
+        """Voxels (z, y, x) of the scan in the box."""
+        z, y, x = (len(range(*part.indices(size))) for part, size in zip(self.box, self.shape, strict=True))
+        return z, y, x
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan on disk and the path of its mask."""
+
+    name: str
+    scan: Path
+    mask: Path
 
 
 class Segmenter:
@@ -134,22 +152,32 @@ class Segmenter:
 
     def segment(self, scan: Volume, progress: Progress | None = None) -> Segmentation:
         """Label map of a scan, which must be in the plan's orientation. Its working set is a few windows and the scan."""
+        return self.finish(self.prepare(scan), progress)
+
+    def prepare(self, scan: Volume) -> Prepared:
+        """A scan, which must be in the plan's orientation, on the working grid."""
         watch = Stopwatch()
         with watch.stage("resample"):
             box = self._box(scan)
             voxels = scan.voxels[box]
-            target = working_shape(voxels.shape, scan.spacing, self.plan.spacing)
-            image = to_working_grid(voxels, target)
-        labels = self._labels(image, voxels.shape, watch, progress)
+            image = to_working_grid(voxels, working_shape(voxels.shape, scan.spacing, self.plan.spacing))
+        return Prepared(image, box, scan.shape, scan.voxel_volume, watch)
+
+    def finish(self, prepared: Prepared, progress: Progress | None = None) -> Segmentation:
+        """Label map of a scan that was prepared, on its own grid."""
+        watch = prepared.watch
+        labels = self._labels(prepared.image, prepared.target, watch, progress)
+        if isinstance(self.engine, OpenVinoEngine):
+            self.engine.release()  # the rules take its place in memory
         warnings = self._left_to_host
         if self.options.postprocess:
             with watch.stage("rules"):
-                labels, notes = postprocess(labels, Context.of(self.plan, scan.voxel_volume))
+                labels, notes = postprocess(labels, Context.of(self.plan, prepared.voxel_volume))
                 warnings = (*warnings, *notes)
         if not labels.any():
             warnings = (*warnings, "no organ found: the mask is empty")
-        whole = np.zeros(scan.shape, np.uint8)
-        whole[box] = labels
+        whole = np.zeros(prepared.shape, np.uint8)
+        whole[prepared.box] = labels
         return Segmentation(whole, watch.seconds, watch.cpu_seconds, warnings)
 
     def _box(self, scan: Volume) -> tuple[slice, slice, slice]:
@@ -321,7 +349,9 @@ def _segment_case(case: Case, segmenter: Segmenter, reader: Reader) -> dict[str,
     watch = Stopwatch()
     with watch.stage("read"):
         scan = reader.take()
-    result = segmenter.segment(scan, _log_progress())
+    prepared = segmenter.prepare(scan)
+    scan = scan.without_voxels()
+    result = segmenter.finish(prepared, _log_progress())
     with watch.stage("write"):
         write_labels(case.mask, result.labels, scan)
     warnings = (*scan.warnings, *result.warnings)

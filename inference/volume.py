@@ -8,7 +8,7 @@ their codes.
 import contextlib
 import gzip
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,10 @@ class Volume:
     def voxel_volume(self) -> float:
         """mm3 of one voxel."""
         return self.spacing[0] * self.spacing[1] * self.spacing[2]
+
+    def without_voxels(self) -> "Volume":
+        """The same place, shape and header for a mask, without the voxels' memory: all of them read 0."""
+        return replace(self, voxels=np.broadcast_to(np.zeros((), self.voxels.dtype), self.shape))
 
 
 def read_volume(path: Path, orientation: str = ORIENTATION) -> Volume:
