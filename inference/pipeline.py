@@ -166,7 +166,7 @@ class Segmenter:
     def finish(self, prepared: Prepared, progress: Progress | None = None) -> Segmentation:
         """Label map of a scan that was prepared, on its own grid."""
         watch = prepared.watch
-        labels = self._labels(prepared.image, prepared.target, watch, progress)
+        labels = self._labels(prepared, progress)
         if isinstance(self.engine, OpenVinoEngine):
             self.engine.release()  # the rules take its place in memory
         warnings = self._left_to_host
@@ -189,9 +189,15 @@ class Segmenter:
         )
         return slice(None), *body_box(scan.voxels, scan.spacing, (along[0], along[1]))
 
-    def _labels(self, image: Floats, target: Shape, watch: Stopwatch, progress: Progress | None) -> Labels:
-        """Labels on the scan's grid ``target`` of an image on the working grid, in HU."""
-        layout = Layout.of((image.shape[0], image.shape[1], image.shape[2]), self.plan.patch, self.step)
+    def layout(self, prepared: Prepared) -> Layout:
+        """Where the windows lie in a prepared scan."""
+        z, y, x = prepared.image.shape
+        return Layout.of((z, y, x), self.plan.patch, self.step)
+
+    def _labels(self, prepared: Prepared, progress: Progress | None) -> Labels:
+        """Labels of a prepared scan's box, on the scan's grid."""
+        image, target, watch = prepared.image, prepared.target, prepared.watch
+        layout = self.layout(prepared)
         if self._stitcher and self._stitcher.fits(layout):
             try:
                 with watch.stage("resample"):
@@ -365,6 +371,7 @@ def _segment_case(case: Case, segmenter: Segmenter, reader: Reader) -> dict[str,
         "case": case.name,
         "shape": scan.shape,
         "spacing": [round(side, 4) for side in scan.spacing],
+        "windows": segmenter.layout(prepared).windows,
         "organ_ml": organ_volumes(result.labels, segmenter.plan, scan.voxel_volume),
         "seconds": seconds,
         "cpu_seconds": _in_order({**watch.cpu_seconds, **result.cpu_seconds}),
