@@ -231,7 +231,7 @@ def made_of(setting: Setting) -> str:
     found = sha256(repr(setting).encode())
     scans = setting.scan.make()
     files = [setting.bundle / "plan.json", *sorted(scans.glob("*.nii.gz"))]
-    packages = ["numpy", "nibabel", "openvino"]
+    packages = ["isal", "numpy", "nibabel", "openvino"]
     if setting.theirs:
         packages = ["numpy", "nnunetv2", "torch"]
     else:
