@@ -231,7 +231,7 @@ def made_of(setting: Setting) -> str:
     found = sha256(repr(setting).encode())
     scans = setting.scan.make()
     files = [setting.bundle / "plan.json", *sorted(scans.glob("*.nii.gz"))]
-    packages = ["numpy", "nibabel", "openvino"]
+    packages = ["isal", "numpy", "nibabel", "openvino"]
     if setting.theirs:
         packages = ["numpy", "nnunetv2", "torch"]
     else:
@@ -260,7 +260,7 @@ def summarise(plans: Plans, runs: Sequence[Run]) -> dict[str, Any]:
             sum(run["others_cpu_seconds"] for run in runs) / sum(run["seconds"] for run in runs) / os.cpu_count(), 3
         ),
         "gpu": {"measured": False, "note": GPU_NOTE},
-        "scan": asdict(shared) | {"windows": count_windows(shared, plan)},
+        "scan": asdict(shared) | {"windows_of_nnunet": count_windows(shared, plan)},
         "network": {
             "patch": plan.patch,
             "spacing": plan.spacing,
@@ -337,7 +337,7 @@ def growth(plans: Plans, by_title: Mapping[str, Sequence[Run]]) -> list[dict[str
                 "network": setting.network,
                 "slices": setting.scan.voxels[0],
                 "mm": setting.scan.spacing[0],
-                "windows": count_windows(setting.scan, read_bundle(setting.bundle).plan),
+                "windows": runs[0]["case"]["windows"],
                 **{name: round(median(run[name] for run in runs), 2) for name in FIGURES},
                 "network_seconds": round(median(run["case"]["seconds"]["network"] for run in runs), 2),
             }
@@ -346,7 +346,7 @@ def growth(plans: Plans, by_title: Mapping[str, Sequence[Run]]) -> list[dict[str
 
 
 def count_windows(scan: Scan, plan: Plan) -> int:
-    """Windows that a network sees of a scan."""
+    """Windows of a whole field of view, as nnU-Net lays them."""
     return Layout.of(working_shape(scan.voxels, scan.spacing, plan.spacing), plan.patch, plan.step).windows
 
 

@@ -1,5 +1,7 @@
 """Where the body is. A field of view is half air and table; windows, resampling and labels need the body alone."""
 
+from dataclasses import dataclass
+
 import cc3d
 import numpy as np
 import numpy.typing as npt
@@ -12,16 +14,33 @@ Box = tuple[slice, slice]
 BODY_HU = -300
 # The search looks at points so many mm apart: along the body, and across it.
 ALONG, ACROSS = 8.0, 4.0
-# mm kept around what was found: skin, and what the search's erosion took.
-MARGIN = 16.0
+# mm kept around what was found. Where it saves a window, just what the search may have missed: two points that the erosion
+# took, and one in front of the first.
+MARGIN, LEAST_MARGIN = 16.0, 3 * ACROSS
 
 
-def body_box(voxels: Array, spacing: Spacing, least: tuple[float, float]) -> Box:
+@dataclass(frozen=True)
+class Windows:
+    """The windows along one axis: ``patch`` voxels of the working grid each, ``voxel`` mm long, at ``step`` (fraction of it)."""
+
+    patch: int
+    step: float
+    voxel: float
+
+    def longest(self, length: float) -> float:
+        """The most mm that take no more windows than ``length`` mm do; both grids begin and end with whole voxels."""
+        beyond = max(0, round(length / self.voxel) - self.patch)
+        more = int(np.ceil(beyond / (self.patch * self.step)))
+        return (int(self.patch + more * self.patch * self.step) + 0.49) * self.voxel
+
+
+def body_box(voxels: Array, spacing: Spacing, windows: tuple[Windows, Windows]) -> Box:
     """The rows and columns (y, x) of a scan (z, y, x) in HU that hold the body, over all slices.
 
-    ``least``: mm (y, x) that the box has at least where the scan has them, such as a window: it costs nothing to show the
-    network all that fits into one. The body is the largest piece above fat's density after an erosion, which cuts thin
-    things off: the table's plates, sheets, tubes. Where there is none, the box is the whole field of view.
+    ``windows``: along y and x. The box is at least one window long where the scan is: it costs nothing to show the network all
+    that fits into one. Its margin gives way where less of it saves a window. The body is the largest piece above fat's density
+    after an erosion, which cuts thin things off: the table's plates, sheets, tubes. Where there is none, the box is the
+    whole field of view.
     """
     steps = [max(1, round(length / side)) for length, side in zip((ALONG, ACROSS, ACROSS), spacing, strict=True)]
     body = _largest_piece(_eroded(voxels[:: steps[0], :: steps[1], :: steps[2]] > BODY_HU))
@@ -31,7 +50,7 @@ def body_box(voxels: Array, spacing: Spacing, least: tuple[float, float]) -> Box
     for axis, other in ((1, (0, 2)), (2, (0, 1))):
         found = np.flatnonzero(np.any(body, axis=other)) * steps[axis]
         first, last = int(found[0]), int(found[-1]) + steps[axis]
-        spans.append(_span(first, last, voxels.shape[axis], spacing[axis], least[axis - 1]))
+        spans.append(_span(first, last, voxels.shape[axis], spacing[axis], windows[axis - 1]))
     return spans[0], spans[1]
 
 
@@ -58,12 +77,16 @@ def _largest_piece(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _span(first: int, last: int, size: int, side: float, least: float) -> slice:
-    """``first`` to ``last`` and a margin, at least ``least`` mm, inside the scan's ``size`` voxels of ``side`` mm."""
-    margin = round(MARGIN / side)
-    low, high = max(0, first - margin), min(size, last + margin)
-    missing = max(0, min(size, int(np.ceil(least / side))) - (high - low))
-    low, high = low - missing // 2, high + missing - missing // 2
+def _span(first: int, last: int, size: int, side: float, windows: Windows) -> slice:
+    """``first`` to ``last`` and a margin, inside the scan's ``size`` voxels of ``side`` mm."""
+    margin, least = round(MARGIN / side), round(LEAST_MARGIN / side)
+    low, high = max(0, first - least), min(size, last + least)
+    wide = min(size, last + margin) - max(0, first - margin)
+    # Where the wide margin would cost another window, what fits into those that are needed anyway.
+    length = max(
+        high - low, min(wide, int(windows.longest((high - low) * side) / side)), int(windows.longest(0) / side)
+    )
+    length = min(length, size)
     # What does not fit on one side goes to the other.
-    low, high = low - max(0, high - size), high + max(0, -low)
-    return slice(max(0, low), min(size, high))
+    low = min(max(0, (low + high - length) // 2), size - length)
+    return slice(low, low + length)

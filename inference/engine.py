@@ -125,6 +125,7 @@ class OpenVinoEngine:
             raise BundleError(
                 f"{bundle.plan.model.file}: OpenVINO refuses the network ({_first_line(error)})"
             ) from error
+        self._compiled = compiled
         self._type = compiled.input(0).get_element_type().to_dtype()
         self._request = compiled.create_infer_request()
         self._plan = bundle.plan
@@ -135,6 +136,10 @@ class OpenVinoEngine:
         output = self._request.infer([feed], share_inputs=True, share_outputs=True)[0]
         _check_output(self._plan, list(output.shape))
         return np.asarray(output[0], np.float32)
+
+    def release(self) -> None:
+        """Give back what a window takes beside the weights, hundreds of MiB, until the next call."""
+        self._compiled.release_memory()
 
 
 class OnnxRuntimeEngine:
@@ -203,6 +208,11 @@ class OnnxRuntimeEngine:
         self._limited = False
         self._adding = self._load(self._with_sums())
         return self.add_window(image, window, sums)
+
+    def stop_adding(self) -> None:
+        """Give up ``add_window`` and the device's memory that it holds."""
+        self.adds_up = False
+        self._adding = None
 
     def session(self, content: bytes) -> Any:
         """A session for a small graph on the same device, for ``run``."""

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from inference.body import body_box
+from inference.body import Windows, body_box
 from inference.bundle import Bundle, BundleError, Intensity, Plan
-from inference.engine import Engine, EngineError, OnnxRuntimeEngine
+from inference.engine import Engine, EngineError, OnnxRuntimeEngine, OpenVinoEngine
 from inference.postprocess import Context, postprocess
 from inference.resample import Floats, labels_on_grid, slices_of, to_working_grid, working_shape
 from inference.sliding_window import Layout, Progress, mirrored, sliding_window
@@ -71,15 +71,6 @@ class Segmentation:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Case:
-    """One scan on disk and the path of its mask."""
-
-    name: str
-    scan: Path
-    mask: Path
-
-
 @dataclass
 class Stopwatch:
     """Seconds per stage, and CPU seconds of the whole process meanwhile; a stage that is entered again adds up."""
@@ -96,10 +87,39 @@ class Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
             self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - cpu_start
 
-    def take_out(self, inner: str, outer: str) -> None:
-        """A stage that ran within another counts for itself alone."""
-        self.seconds[outer] -= self.seconds[inner]
-        self.cpu_seconds[outer] -= self.cpu_seconds[inner]
+    def take_out(self, inner: "Stopwatch", outer: str) -> None:
+        """Stages that another watch measured within the stage ``outer`` count for themselves alone."""
+        for mine, theirs in ((self.seconds, inner.seconds), (self.cpu_seconds, inner.cpu_seconds)):
+            for name, spent in theirs.items():
+                mine[outer] -= spent
+                mine[name] = mine.get(name, 0.0) + spent
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan as the network sees it: ``image`` (z, y, x) on the working grid, in HU, of the ``box`` of a scan of ``shape``
+    voxels of ``voxel_volume`` mm3; ``watch``: what that took. The scan's own voxels are no longer needed."""
+
+    image: Floats
+    box: tuple[slice, slice, slice]
+    shape: Shape
+    voxel_volume: float
+    watch: Stopwatch
+
+    @property
+    def target(self) -> Shape:
+        """Voxels (z, y, x) of the scan in the box."""
+        z, y, x = (len(range(*part.indices(size))) for part, size in zip(self.box, self.shape, strict=True))
+        return z, y, x
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan on disk and the path of its mask."""
+
+    name: str
+    scan: Path
+    mask: Path
 
 
 class Segmenter:
@@ -111,8 +131,13 @@ class Segmenter:
         self.options = options or Options()
         self.plan.check_mirroring(self.options.mirror_axes)
         self._stitcher: Stitcher | None = None
+        # Why the device does not stitch although it should.
+        self._left_to_host: tuple[str, ...] = ()
         if isinstance(engine, OnnxRuntimeEngine) and engine.adds_up and not self.options.mirror_axes:
-            self._stitcher = Stitcher(engine, len(self.plan.classes))
+            try:
+                self._stitcher = Stitcher(engine, len(self.plan.classes))
+            except (EngineError, BundleError) as error:
+                self._leave_to_host(error)
 
     def logits(self, image: Floats, progress: Progress | None = None) -> Iterator[Floats]:
         """Logits of a scan on the working grid, in HU (z, y, x), as consecutive slabs (classes, n, y, x)."""
@@ -127,42 +152,72 @@ class Segmenter:
 
     def segment(self, scan: Volume, progress: Progress | None = None) -> Segmentation:
         """Label map of a scan, which must be in the plan's orientation. Its working set is a few windows and the scan."""
+        return self.finish(self.prepare(scan), progress)
+
+    def prepare(self, scan: Volume) -> Prepared:
+        """A scan, which must be in the plan's orientation, on the working grid."""
         watch = Stopwatch()
         with watch.stage("resample"):
             box = self._box(scan)
             voxels = scan.voxels[box]
-            target = working_shape(voxels.shape, scan.spacing, self.plan.spacing)
-            image = to_working_grid(voxels, target)
-        labels = self._labels(image, voxels.shape, watch, progress)
-        warnings: tuple[str, ...] = ()
+            image = to_working_grid(voxels, working_shape(voxels.shape, scan.spacing, self.plan.spacing))
+        return Prepared(image, box, scan.shape, scan.voxel_volume, watch)
+
+    def finish(self, prepared: Prepared, progress: Progress | None = None) -> Segmentation:
+        """Label map of a scan that was prepared, on its own grid."""
+        watch = prepared.watch
+        labels = self._labels(prepared, progress)
+        if isinstance(self.engine, OpenVinoEngine):
+            self.engine.release()  # the rules take its place in memory
+        warnings = self._left_to_host
         if self.options.postprocess:
             with watch.stage("rules"):
-                labels, warnings = postprocess(labels, Context.of(self.plan, scan.voxel_volume))
+                labels, notes = postprocess(labels, Context.of(self.plan, prepared.voxel_volume))
+                warnings = (*warnings, *notes)
         if not labels.any():
             warnings = (*warnings, "no organ found: the mask is empty")
-        whole = np.zeros(scan.shape, np.uint8)
-        whole[box] = labels
+        whole = np.zeros(prepared.shape, np.uint8)
+        whole[prepared.box] = labels
         return Segmentation(whole, watch.seconds, watch.cpu_seconds, warnings)
 
     def _box(self, scan: Volume) -> tuple[slice, slice, slice]:
         """The part of a scan that is worked on (z, y, x)."""
         if not self.options.crop:
             return slice(None), slice(None), slice(None)
-        _, *extent = (voxels * side for voxels, side in zip(self.plan.patch, self.plan.spacing, strict=True))
-        return slice(None), *body_box(scan.voxels, scan.spacing, (extent[0], extent[1]))
+        _, *along = (
+            Windows(size, self.step, side) for size, side in zip(self.plan.patch, self.plan.spacing, strict=True)
+        )
+        return slice(None), *body_box(scan.voxels, scan.spacing, (along[0], along[1]))
 
-    def _labels(self, image: Floats, target: Shape, watch: Stopwatch, progress: Progress | None) -> Labels:
-        """Labels on the scan's grid ``target`` of an image on the working grid, in HU."""
-        layout = Layout.of((image.shape[0], image.shape[1], image.shape[2]), self.plan.patch, self.step)
+    def layout(self, prepared: Prepared) -> Layout:
+        """Where the windows lie in a prepared scan."""
+        z, y, x = prepared.image.shape
+        return Layout.of((z, y, x), self.plan.patch, self.step)
+
+    def _labels(self, prepared: Prepared, progress: Progress | None) -> Labels:
+        """Labels of a prepared scan's box, on the scan's grid."""
+        image, target, watch = prepared.image, prepared.target, prepared.watch
+        layout = self.layout(prepared)
         if self._stitcher and self._stitcher.fits(layout):
-            with watch.stage("resample"):
-                image = normalise(image, self.plan.intensity)
-            return self._stitcher.labels(image, layout, target, watch.stage, progress)
+            try:
+                with watch.stage("resample"):
+                    normalised = normalise(image, self.plan.intensity)
+                return self._stitcher.labels(normalised, layout, target, watch.stage, progress)
+            except EngineError as error:
+                self._leave_to_host(error)
+        within = Stopwatch()
         with watch.stage("labels"):
-            slices = slices_of(_timed(self.logits(image, progress), watch, "network"))
+            slices = slices_of(_timed(self.logits(image, progress), within, "network"))
             labels = labels_on_grid(slices, image.shape[0], target)
-        watch.take_out("network", "labels")  # the slabs are made while the labels are painted
+        watch.take_out(within, "labels")  # the slabs are made while the labels are painted
         return labels
+
+    def _leave_to_host(self, error: Exception) -> None:
+        """From now on the device computes windows only. A scan whose windows fail on the host's way too fails with that."""
+        self._stitcher = None
+        self._left_to_host = (f"the device could not add windows up, so the host does ({error})",)
+        if isinstance(self.engine, OnnxRuntimeEngine):
+            self.engine.stop_adding()
 
 
 def normalise(image: Array, intensity: Intensity) -> Floats:
@@ -300,7 +355,9 @@ def _segment_case(case: Case, segmenter: Segmenter, reader: Reader) -> dict[str,
     watch = Stopwatch()
     with watch.stage("read"):
         scan = reader.take()
-    result = segmenter.segment(scan, _log_progress())
+    prepared = segmenter.prepare(scan)
+    scan = scan.without_voxels()
+    result = segmenter.finish(prepared, _log_progress())
     with watch.stage("write"):
         write_labels(case.mask, result.labels, scan)
     warnings = (*scan.warnings, *result.warnings)
@@ -314,6 +371,7 @@ def _segment_case(case: Case, segmenter: Segmenter, reader: Reader) -> dict[str,
         "case": case.name,
         "shape": scan.shape,
         "spacing": [round(side, 4) for side in scan.spacing],
+        "windows": segmenter.layout(prepared).windows,
         "organ_ml": organ_volumes(result.labels, segmenter.plan, scan.voxel_volume),
         "seconds": seconds,
         "cpu_seconds": _in_order({**watch.cpu_seconds, **result.cpu_seconds}),

@@ -109,19 +109,23 @@ def return_gallbladder_to_liver(labels: Labels, context: Context) -> Labels:
 def remove_fragments(labels: Labels, context: Context) -> Labels:
     """Rule 5: a 26-connected component under a tenth of its organ's volume goes."""
     labels = labels.copy()
-    # One pass over all organs: neighbours of different labels are never connected. Only voxels of organs are counted.
-    occupied = np.flatnonzero(labels)
-    values = labels.ravel()[occupied]
-    components = _components(labels).ravel()[occupied]
-    sizes = np.bincount(components)
-    organ = np.zeros(len(sizes), np.uint8)
-    organ[components] = values
+    # One pass over all organs: neighbours of different labels are never connected. Then slice by slice: in 64 bits, as numpy
+    # counts, the components of a long scan take a gigabyte.
+    components = _components(labels)
+    count = int(components.max()) + 1
+    sizes, organ = np.zeros(count, np.int64), np.zeros(count, np.uint8)
+    for values, numbers in zip(labels, components, strict=True):
+        occupied = values > 0
+        sizes += np.bincount(numbers[occupied], minlength=count)
+        organ[numbers[occupied]] = values[occupied]
     known = np.zeros(256, bool)
     known[list(context.ids.values())] = True
-    volumes = np.bincount(values, minlength=256)
+    volumes = np.zeros(256, np.int64)
+    np.add.at(volumes, organ, sizes)
     fragment = known[organ] & (sizes < FRAGMENT_SHARE * volumes[organ])
     if fragment.any():
-        labels.ravel()[occupied[fragment[components]]] = 0
+        for values, numbers in zip(labels, components, strict=True):
+            values[fragment[numbers]] = 0
     return labels
 
 

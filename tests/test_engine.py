@@ -54,6 +54,14 @@ def test_an_engine_runs_any_network_that_fits(load, model: bytes) -> None:
     assert (argmax(logits) == np.rint(WINDOW))[clear].all()
 
 
+def test_an_engine_that_gave_its_memory_back_works_again() -> None:
+    engine = OpenVinoEngine(make_bundle(), 1, "f32")
+    first = engine(WINDOW).copy()
+    for _ in range(2):
+        engine.release()
+        np.testing.assert_array_equal(engine(WINDOW), first)
+
+
 def test_both_engines_give_the_same_logits() -> None:
     pytest.importorskip("onnxruntime")
     first, second = openvino(make_bundle())(WINDOW).copy(), onnxruntime(make_bundle())(WINDOW)

@@ -22,7 +22,7 @@ ORDER = [
     "pipeline",
     "__main__",
 ]
-IMAGE_PACKAGES = {"numpy", "nibabel", "cc3d", "openvino", "onnxruntime"}
+IMAGE_PACKAGES = {"numpy", "nibabel", "isal", "cc3d", "openvino", "onnxruntime"}
 
 
 def imports(path: Path) -> set[str]:

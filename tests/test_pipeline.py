@@ -276,6 +276,8 @@ def test_the_report_tells_volumes_seconds_memory_and_warnings(folders, weights: 
     assert good["organ_ml"]["liver"] == pytest.approx(np.count_nonzero(LEVELS == 1) * 16 / 1000, abs=0.01)
     assert set(good["seconds"]) == {"read", "resample", "network", "labels", "write"}
     assert good["peak_memory_mib"] > 10
+    # 20 x 48 x 56 voxels in windows of 8 x 16 x 16 at a step of 0.9: 3 x 4 x 4.
+    assert good["windows"] == 48
     assert good["warnings"] == []
 
 

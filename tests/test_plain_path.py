@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from inference.body import body_box
+from inference.body import Windows, body_box
 from inference.bundle import Bundle, read_bundle
 from inference.engine import Engine, load_engine
 from inference.organs import CLASSES
@@ -84,9 +84,8 @@ def compare(bundle: Bundle, exact: Engine, scan: Volume) -> None:
     Both work on the body's box: what is compared is arithmetic and short cuts, not where windows lie.
     """
     plan = bundle.plan
-    rows, columns = body_box(
-        scan.voxels, scan.spacing, (plan.patch[1] * plan.spacing[1], plan.patch[2] * plan.spacing[2])
-    )
+    along = [Windows(n, plan.step, side) for n, side in zip(plan.patch[1:], plan.spacing[1:])]
+    rows, columns = body_box(scan.voxels, scan.spacing, (along[0], along[1]))
     plain = np.zeros(scan.shape, np.uint8)
     plain[:, rows, columns] = plain_labels(bundle, exact, replace(scan, voxels=scan.voxels[:, rows, columns]))
     for precision, least, least_small in (("f32", 0.999, 0.999), ("auto", 0.995, 0.99)):

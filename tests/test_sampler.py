@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 import sys
@@ -7,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from train.sampler import ControlGroup, Gpu, HostTimes, SamplerError, Usage, find_gpu, flare_cpu, run_sampled
+from train import sampler
+from train.sampler import (
+    ControlGroup,
+    Gpu,
+    HostTimes,
+    ProcessTree,
+    SamplerError,
+    Usage,
+    find_gpu,
+    flare_cpu,
+    run_sampled,
+)
 
 IDENTITY = "ab12" * 16
 
@@ -140,6 +152,30 @@ def test_a_process_and_its_children_are_charged_with_what_they_used() -> None:
     assert 143 < max(usage.ram for usage in own) < 175
     assert own[-1].ram_peak >= max(usage.ram for usage in own)
     assert all(sample.gpu is None for sample in trace.samples) or find_gpu(0)
+
+
+def test_memory_that_takes_long_to_read_is_read_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    readings = []
+
+    def slow(pids: list[int]) -> float:
+        nonlocal now
+        now += 0.1
+        readings.append(now)
+        return 10.0 * len(readings)
+
+    monkeypatch.setattr(sampler, "_shared_out", slow)
+    tree = ProcessTree(os.getpid(), lambda: now)
+    seen = []
+    for _ in range(280):
+        usage = tree.usage()
+        assert usage is not None
+        seen.append(usage.ram)
+        now += 0.1
+    # Half a minute: the readings take 2 % of it. In between the last one stands.
+    assert len(readings) == 6
+    assert sorted(set(seen)) == [10.0 * (number + 1) for number in range(6)]
+    assert tree.usage().ram_peak > 60  # by this process's own high-water mark
 
 
 def test_samples_are_a_tenth_of_a_second_apart() -> None:

@@ -1,6 +1,6 @@
 """The GPU's way from windows to labels, on ONNX Runtime's CPU provider: the same graphs, the same labels as on the host."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,10 +11,12 @@ import pytest
 from inference import stitching
 from inference.engine import EngineError, OnnxRuntimeEngine
 from inference.onnx_file import FLOAT, FLOAT16
+from inference.pipeline import Options, Segmenter
 from inference.resample import labels_on_grid, slices_of
 from inference.sliding_window import Layout, sliding_window
 from inference.stitching import Stitcher, finishing_graph, settling_graph
-from tests.conftest import level_model, make_bundle
+from inference.volume import Volume
+from tests.conftest import block_levels, block_scan, level_model, make_bundle
 
 pytest.importorskip("onnxruntime")
 PATCH = (8, 16, 16)
@@ -114,6 +116,50 @@ def test_a_row_too_large_for_the_device_is_left_to_the_host(
 def test_a_network_of_other_classes_is_told() -> None:
     with pytest.raises(EngineError, match="row of windows is"):
         Stitcher(make_engine(), 9).labels(smooth(PATCH), Layout.of(PATCH, PATCH, 0.9), PATCH, stage)
+
+
+def break_after(count: int, run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run``, which fails as ONNX Runtime does once it was called ``count`` times."""
+    calls = iter(range(count))
+
+    def failing(*arguments: Any) -> Any:
+        if next(calls, None) is None:
+            raise EngineError("stitching failed: CUDA error 700")
+        return run(*arguments)
+
+    return failing
+
+
+BLOCKS = Volume(block_scan(block_levels()), (4.0, 2.0, 2.0), np.eye(4), None, np.eye(3))
+
+
+def segmenter(engine: OnnxRuntimeEngine) -> Segmenter:
+    return Segmenter(make_bundle(), engine, Options(postprocess=False))
+
+
+@pytest.mark.parametrize("name", ["run", "add_window"])
+def test_where_the_device_cannot_stitch_the_host_does_and_says_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = segmenter(make_engine()).segment(BLOCKS)
+    assert wanted.warnings == ()
+    engine = make_engine()
+    broken = segmenter(engine)
+    monkeypatch.setattr(engine, name, break_after(3, getattr(engine, name)))
+    for _ in range(2):
+        found = broken.segment(BLOCKS)
+        np.testing.assert_array_equal(found.labels, wanted.labels)
+        assert found.warnings == (
+            "the device could not add windows up, so the host does (stitching failed: CUDA error 700)",
+        )
+        assert min(found.seconds.values()) >= 0
+    assert not engine.adds_up
+
+
+def test_graphs_that_the_device_refuses_leave_stitching_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine()
+    monkeypatch.setattr(engine, "session", break_after(0, engine.session))
+    found = segmenter(engine).segment(BLOCKS)
+    np.testing.assert_array_equal(found.labels, segmenter(make_engine()).segment(BLOCKS).labels)
+    assert "so the host does" in found.warnings[0]
 
 
 @pytest.mark.parametrize("kind", [FLOAT, FLOAT16])

@@ -247,3 +247,14 @@ def test_real_scans_keep_their_geometry(tmp_path: Path, real_scans: Path) -> Non
         ours, theirs = nib.load(tmp_path / "mask.nii.gz"), nib.load(real_scans / f"{name}.nii.gz")
         assert (np.asarray(ours.dataobj) == np.asarray(theirs.dataobj)).all()
         np.testing.assert_array_equal(ours.affine, nib.load(real_scans / f"{name}_0000.nii.gz").affine)
+
+
+def test_a_volume_without_its_voxels_takes_a_mask_all_the_same(tmp_path: Path) -> None:
+    scan = read_volume(save_nifti(tmp_path / "scan.nii.gz", SCAN))
+    empty = scan.without_voxels()
+    assert (empty.shape, empty.spacing) == (scan.shape, scan.spacing)
+    assert empty.voxels.base is not None
+    assert empty.voxels.base.nbytes <= 8
+    for name, place in (("a.nii.gz", scan), ("b.nii.gz", empty)):
+        write_labels(tmp_path / name, block_levels(), place)
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()

@@ -24,6 +24,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         theirs = "--report" not in command
         if not theirs:
             case = {"seconds": STAGES, "cpu_seconds": {name: 2 * value for name, value in STAGES.items()}}
+            case["windows"] = 8
             start = {"imports": 0.5, "engine": 1.0, "cpu_seconds": 2.0}
             report = {"engine": "E", "start": start, "cases": [case]}
             Path(command[command.index("--report") + 1]).write_text(json.dumps(report))
@@ -81,6 +82,7 @@ def test_ratios_and_stages_come_from_the_runs(
     assert stages["network"] == {"seconds": 6, "cpu_seconds": 12}
     assert stages["rest"] == {"seconds": 12 - 1.5 - 7.5, "cpu_seconds": 24 - 2 - 15}
     assert stages["all but the network"] == {"seconds": 6, "cpu_seconds": 12}
+    assert {row["windows"] for row in report["growth"]} == {8}
     assert [row["slices"] for row in report["growth"]] == [50, 100, 300, 600] * 2
     assert report["gpu"]["measured"] is False
     assert "| ours, float32 | 3 |" in capsys.readouterr().out

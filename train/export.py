@@ -105,7 +105,7 @@ def export(
     patch = (int(patch[0]), int(patch[1]), int(patch[2]))
     half = config.export.weights == "float16"
     rounding = _round_weights(network, patch) if half else 0.0
-    if not auxiliary:
+    if len(config.classes) > len(CLASSES) and not auxiliary:
         network = fold_auxiliary(network)
     model = to_onnx(network, patch, half)
     error = _compare(model, network, patch)
