@@ -40,6 +40,7 @@ from train.nnunet import TRAINER_FOLDER, load_network
 from train.phantom.canvas import Grid
 from train.phantom.cohort import Recipe, write_dataset
 from train.phantom.scan import generate
+from train.record import record_start
 from train.sampler import PERIOD, Gpu, ProcessTree, flare_cpu, host_times
 from train.workspace import CONFIGURATION, LABELLED_DATASET, PLANS, TRAINER, Workspace
 
@@ -113,6 +114,7 @@ def make_network(device: str, cache: Path = CACHE, settings: Sequence[str] = ())
     config = load_config(None, [*COMMON, *TRAINING[device], f"training.device={device}", *settings])
     workspace = Workspace(cache / "run")
     os.environ.update(nnUNet_compile="false")  # takes longer than this training
+    record_start(["python", "-m", "benchmarks.sides", "network", device], data, workspace)
     fit(data, "all", config, workspace)
     checkpoint = workspace.final_checkpoint(LABELLED_DATASET, "all")
     trained = read_bundle(workspace.bundle)
