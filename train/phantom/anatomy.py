@@ -6,13 +6,14 @@ anatomy; sizes are set by volume where a shape allows it.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from train.phantom.body import Body, Field, _layers, stream
-from train.phantom.canvas import Canvas, Composite, Ellipsoid, Shape, Tube, through, vector
+from train.phantom.canvas import Canvas, Composite, Ellipsoid, Floats, Shape, Tube, lookup, through, vector
 from train.phantom.disease import Disease, LesionTissue
 from train.phantom.gut import FREE, Gut
 from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
@@ -34,6 +35,33 @@ TARGETS: dict[str, tuple[float, float, float, float]] = {
     "left_adrenal_gland": (4.5, 0.26, 2.5, 7.0),
     "duodenum": (68, 0.28, 36, 120),
 }
+
+
+@dataclass(frozen=True)
+class Hug:
+    """How a soft organ fills the gap below ``wall`` and ``diaphragm``: by so many mm there, by none 45 mm below them.
+
+    ``side`` that the organ lies on: -1 right, 1 left.
+    """
+
+    side: int
+    wall: float
+    diaphragm: float
+
+    @property
+    def most(self) -> float:
+        """mm that a surface can move."""
+        return max(self.wall, self.diaphragm)
+
+    def pull(self, x: Floats, below_wall: Floats, below_diaphragm: Floats) -> Floats:
+        """mm that the surface moves outwards at points ``x`` to the left of the body's middle, at two depths (mm)."""
+        out = np.maximum(self._ramp(below_wall, self.wall), self._ramp(below_diaphragm, self.diaphragm))
+        out *= np.clip(x * np.float32(self.side / 30), 0, 1)
+        return out
+
+    @staticmethod
+    def _ramp(depth: Floats, most: float) -> Floats:
+        return np.asarray(np.clip(1 - depth / np.float32(45), 0, 1) * np.float32(most), np.float32)
 
 
 class Builder:
@@ -439,9 +467,10 @@ class Builder:
             "fossa_axes": np.array([30.0 * room, 43.0 * room, 62.0 * room]),
             "hollow_axes": np.array([n(62, 4) * self.ax, n(58, 4) * self.ay, n(50, 4)]),
         }
-        scale = self._fit(lambda k: self._liver_at(k, pose), self.targets["liver"] * 1.26)
+        hug = Hug(-1, float(self.wall.uniform(4, 16)) * (1 - 0.4 * b.visceral), float(self.wall.uniform(25, 50)))
+        scale = self._fit(lambda k: self._liver_at(k, pose), self.targets["liver"] * 1.26, hug)
         liver = self._liver_at(scale, pose)
-        c.paint_in_turn(liver, ((-2.6, T.BOWEL_WALL, LUMEN), (0.0, T.LIVER, FREE)))
+        self._paint_at_the_wall(liver, ((-2.6, T.BOWEL_WALL, LUMEN), (0.0, T.LIVER, FREE)), hug)
         self.liver = liver
         self.shapes["liver"] = Ellipsoid(pose["right"], pose["right_axes"] * scale * 0.85)
         # Falciform ligament's fissure, porta hepatis
@@ -469,24 +498,40 @@ class Builder:
                         Tube(through([root, bend, tip], 4), [thick * self._u(0.7, 1.1), 1.3]), T.LIVER_VESSEL, [T.LIVER]
                     )
 
-    def _fit(self, at: Callable[[float], Shape], millilitres: float) -> float:
+    def _paint_at_the_wall(self, shape: Shape, coats: Sequence[tuple[float, int, Sequence[int]]], hug: Hug) -> None:
+        """As ``Canvas.paint_in_turn``, but the shape swells towards wall and diaphragm."""
+        c, lattice = self.canvas, self.field.lattice
+        found = c.distance(shape, (hug.most + max(-depth for depth, _, _ in coats)) * shape.slack)
+        if found is None:
+            return
+        box, e = found
+        z, y, x = (c.grid.coordinates(k)[box[k]] for k in range(3))
+        wall, lung = lattice.evaluate(self.field.cavity, z, y, x), lattice.evaluate(self.field.lung, z, y, x)
+        e -= hug.pull(c.points[0][box], wall, -lung)
+        view = c.tissue[box]
+        for inside, tissue, over in coats:
+            view[(e < -inside) & lookup(over)[view]] = tissue
+
+    def _fit(self, at: Callable[[float], Shape], millilitres: float, hug: Hug) -> float:
         """Scale of a shape at which its part inside the abdominal cavity measures ``millilitres`` in the scan."""
         step = 7.0
         low, high = at(1.6).bounds()
         axes = [np.arange(lo, hi, step) for lo, hi in zip(low, high, strict=True)]
         x, y, z = (a.ravel() for a in np.meshgrid(*axes, indexing="ij"))
-        keep = (_layers(self.body, x, y, z)[2] > 0) & (z < self.body.dome(x, y) - 3)
+        wall, under = _layers(self.body, x, y, z)[2], self.body.dome(x, y) - z
+        keep = (wall > 0) & (under > 3)
         growth = self.field.growth_at(x[keep], y[keep], z[keep])
         points = (x[keep].astype(np.float32), y[keep].astype(np.float32), z[keep].astype(np.float32))
+        pull = hug.pull(points[0], *(depth[keep].astype(np.float32) for depth in (wall, under)))
         lowest, highest = 0.5, 1.6
         for _ in range(8):
             middle = (lowest + highest) / 2
-            volume = float((1 / growth[at(middle).distance(points) < 0]).sum()) * step**3 / 1000
+            volume = float((1 / growth[at(middle).distance(points) < pull]).sum()) * step**3 / 1000
             lowest, highest = (middle, highest) if volume < millilitres else (lowest, middle)
         return (lowest + highest) / 2
 
     def _spleen(self) -> None:
-        b, n, c = self.body, self._n, self.canvas
+        b, n = self.body, self._n
         target = self.targets["spleen"]
         size = (target / 200) ** (1 / 3)
         centre = np.array(
@@ -501,12 +546,13 @@ class Builder:
             hollow = Ellipsoid(body.at(deep, *dent), axes * size * (0.85, 0.7, 0.75), angles)
             return Composite((body,), (hollow,))
 
-        scale = self._fit(at, target * 1.08)
+        hug = Hug(1, float(self.wall.uniform(2, 12)) * (1 - 0.4 * b.visceral), float(self.wall.uniform(0, 14)))
+        scale = self._fit(at, target * 1.08, hug)
         missing = "spleen" in self.disease.absent
         if not missing:
             spleen = at(scale)
             over = (T.FAT, *BOWEL, *ORGAN_TISSUES["stomach"], *ORGAN_TISSUES["liver"])
-            c.paint_in_turn(spleen, ((-2.6, T.BOWEL_WALL, LUMEN), (0.0, T.SPLEEN, over)))
+            self._paint_at_the_wall(spleen, ((-2.6, T.BOWEL_WALL, LUMEN), (0.0, T.SPLEEN, over)), hug)
         self.shapes["spleen"] = Ellipsoid(centre, axes * size * scale * 0.8, angles)
         self.hilum = centre + np.array([-22 * size, -8.0, -4.0])
 
