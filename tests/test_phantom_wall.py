@@ -7,7 +7,7 @@ from train.phantom import Grid
 from train.phantom.body import Body, field, stream
 from train.phantom.canvas import Canvas
 from train.phantom.tissue import T
-from train.phantom.wall import layer
+from train.phantom.wall import Wall
 
 GRID = Grid.covering((-40, -170, -200), (0, 170, 200), (10, 1.5, 1.5))
 
@@ -20,7 +20,7 @@ def test_straight_muscles_in_front_flat_ones_at_the_sides(seed: int) -> None:
     muscle, cavity = f.lattice.on(GRID, f.muscle), f.lattice.on(GRID, f.cavity)
     canvas.tissue[muscle > 0] = T.MUSCLE
     canvas.tissue[cavity > 0] = T.FAT
-    layer(canvas, body, muscle, cavity, stream(seed, "wall"))
+    Wall.draw(body, stream(seed, "wall")).layer(canvas.tissue, canvas.points[:2], muscle, cavity)
     wall = (muscle > 0) & (cavity <= 0)
     fat = canvas.tissue == T.SUBCUTANEOUS
     assert not (fat & ~wall).any()

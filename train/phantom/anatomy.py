@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from train.phantom.body import Body, Field, _layers, stream
-from train.phantom.canvas import Canvas, Composite, Ellipsoid, Floats, Shape, Tube, lookup, through, vector
+from train.phantom.canvas import Canvas, Coat, Composite, Ellipsoid, Floats, Sampler, Shape, Tube, through, vector
 from train.phantom.disease import Disease, LesionTissue
 from train.phantom.gut import FREE, Gut
 from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
-from train.phantom.wall import layer
+from train.phantom.wall import Wall
 
 Doubles = NDArray[np.float64]
 ANY_BODY = (T.SUBCUTANEOUS, T.FAT, T.MEDIASTINAL, T.MUSCLE, T.CARTILAGE)
@@ -137,19 +137,20 @@ class Builder:
     # --- wall, lungs
 
     def _layers(self) -> None:
-        tissue, on = self.canvas.tissue, self.field.lattice.on
-        grid = self.canvas.grid
-        values = on(grid, self.field.skin)
-        tissue[values > 0] = T.SKIN
-        tissue[values > 1.6] = T.SUBCUTANEOUS
-        muscle, cavity_depth = on(grid, self.field.muscle), on(grid, self.field.cavity)
-        tissue[muscle > 0] = T.MUSCLE
-        layer(self.canvas, self.body, muscle, cavity_depth, self.wall)
-        cavity = cavity_depth > 0
-        tissue[cavity] = T.FAT
-        values = on(grid, self.field.lung)
-        tissue[cavity & (values > -self._u(2.0, 3.5))] = T.MUSCLE  # the diaphragm
-        tissue[cavity & (values > 0)] = T.LUNG
+        f, c = self.field, self.canvas
+        wall, diaphragm = Wall.draw(self.body, self.wall), self._u(2.0, 3.5)
+        sampler = Sampler(f.lattice, c.grid)
+        for box in sampler.slabs():
+            skin, muscle, cavity, lung = (sampler.at(v, box) for v in (f.skin, f.muscle, f.cavity, f.lung))
+            tissue = c.tissue[box]
+            tissue[skin > 0] = T.SKIN
+            tissue[skin > 1.6] = T.SUBCUTANEOUS
+            tissue[muscle > 0] = T.MUSCLE
+            wall.layer(tissue, (c.points[0][box], c.points[1][box]), muscle, cavity)
+            inside = cavity > 0
+            tissue[inside] = T.FAT
+            tissue[inside & (lung > -diaphragm)] = T.MUSCLE
+            tissue[inside & (lung > 0)] = T.LUNG
 
     def _heart(self) -> None:
         b = self.body
@@ -498,19 +499,15 @@ class Builder:
                         Tube(through([root, bend, tip], 4), [thick * self._u(0.7, 1.1), 1.3]), T.LIVER_VESSEL, [T.LIVER]
                     )
 
-    def _paint_at_the_wall(self, shape: Shape, coats: Sequence[tuple[float, int, Sequence[int]]], hug: Hug) -> None:
+    def _paint_at_the_wall(self, shape: Shape, coats: Sequence[Coat], hug: Hug) -> None:
         """As ``Canvas.paint_in_turn``, but the shape swells towards wall and diaphragm."""
         c, lattice = self.canvas, self.field.lattice
-        found = c.distance(shape, (hug.most + max(-depth for depth, _, _ in coats)) * shape.slack)
-        if found is None:
-            return
-        box, e = found
-        z, y, x = (c.grid.coordinates(k)[box[k]] for k in range(3))
-        wall, lung = lattice.evaluate(self.field.cavity, z, y, x), lattice.evaluate(self.field.lung, z, y, x)
-        e -= hug.pull(c.points[0][box], wall, -lung)
-        view = c.tissue[box]
-        for inside, tissue, over in coats:
-            view[(e < -inside) & lookup(over)[view]] = tissue
+        side = np.asarray(lattice.nodes(2), np.float32)  # of the scan's middle: near enough
+        pull = hug.pull(np.broadcast_to(side, lattice.shape), self.field.cavity, -self.field.lung)
+        sampler = Sampler(lattice, c.grid)
+        for box, e in c.distances(shape, (hug.most + max(-depth for depth, _, _ in coats)) * shape.slack):
+            e -= sampler.at(pull, box)
+            c.coat(box, e, coats)
 
     def _fit(self, at: Callable[[float], Shape], millilitres: float, hug: Hug) -> float:
         """Scale of a shape at which its part inside the abdominal cavity measures ``millilitres`` in the scan."""

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from train.phantom.artefact import Artefacts, move, streak, truncate
 from train.phantom.body import stream
-from train.phantom.canvas import Canvas, Floats, Grid, Lattice, lookup
+from train.phantom.canvas import Box, Canvas, Floats, Grid, Lattice, Sampler, lookup, recode
 from train.phantom.disease import Disease, LesionTissue
 from train.phantom.tissue import GAS, T
 
@@ -200,49 +200,50 @@ def draw_texture(r: np.random.Generator) -> Texture:
 def add_texture(image: Floats, tissue: NDArray[np.uint8], grid: Grid, look: Look, r: np.random.Generator) -> Texture:
     """Add what a body's tissues vary by within themselves, in place. ``tissue`` and ``image`` are on ``grid``."""
     texture = draw_texture(r)
-    added: Floats | None = None
-    for step, amplitude in ((12.0, texture.coarse), (5.0, texture.fine)):
-        layer = _noise(grid, step, r)
-        if step == 5.0:
-            _mottle(image, tissue, layer, look)
-        layer *= np.float32(1.7 * amplitude)
-        added = layer if added is None else np.add(added, layer, out=added)
-    assert added is not None
-    added *= np.take(_grain(), tissue)
-    image += added
-    del added
-    patches, threads, mixing = r.integers(1 << 62), r.integers(1 << 62), r.integers(1 << 62)
-    if texture.stranding:
-        where = _noise(grid, 45.0, np.random.default_rng(patches))
-        np.clip(where * 3 - 0.6, 0, 1, out=where)
-        thread = _noise(grid, 6.0, np.random.default_rng(threads))
-        np.clip(thread * 1.5 + 0.3, 0, 1.5, out=thread)
-        where *= thread
-        where *= lookup((T.FAT,))[tissue]
-        image += where * np.float32(texture.stranding)
+    layers = [_Noise(grid, step, r) for step in (12.0, 5.0)]
+    seeds = r.integers(1 << 62, size=3)
+    layers += [_Noise(grid, step, np.random.default_rng(s)) for step, s in zip((45.0, 6.0, 30.0), seeds, strict=True)]
+    grain, stranded = _grain(), lookup((T.FAT,)) * np.float32(texture.stranding)
     change = look.mixed - look.hu
-    if np.any(change):
-        share = _noise(grid, 30.0, np.random.default_rng(mixing))
-        np.clip(share * 2 + 0.5, 0, 1, out=share)
-        image += share * np.take(change, tissue)
+    for box in layers[0].sampler.slabs():
+        here, out = tissue[box], image[box]
+        coarse, fine = layers[0].at(box), layers[1].at(box)
+        _mottle(out, here, fine, look)
+        coarse *= np.float32(1.7 * texture.coarse)
+        fine *= np.float32(1.7 * texture.fine)
+        coarse += fine
+        coarse *= recode(grain, here)
+        out += coarse
+        if texture.stranding:
+            patches, threads = layers[2].at(box), layers[3].at(box)
+            patches = np.clip(patches * 3 - 0.6, 0, 1) * np.clip(threads * 1.5 + 0.3, 0, 1.5)
+            out += patches * recode(stranded, here)
+        if np.any(change):
+            out += np.clip(layers[4].at(box) * 2 + 0.5, 0, 1) * recode(change, here)
     return texture
 
 
 def _mottle(image: Floats, tissue: NDArray[np.uint8], noise: Floats, look: Look) -> None:
     """Mix specks into tissues that have them, in place."""
     at = np.flatnonzero(lookup([mottle.tissue for mottle in look.mottles])[tissue])
-    kinds, values = tissue.ravel()[at], noise.ravel()[at]
-    flat = image.reshape(-1)
+    kinds, values, flat = tissue.ravel()[at], noise.ravel()[at], image.reshape(-1)
     for mottle in look.mottles:
         here = (kinds == mottle.tissue) & (values > mottle.level)
         share = np.minimum((values[here] - np.float32(mottle.level)) / np.float32(0.3), 1)
         flat[at[here]] += share * np.float32(mottle.hu - look.hu[mottle.tissue])
 
 
-def _noise(grid: Grid, step: float, r: np.random.Generator) -> Floats:
+class _Noise:
     """Smooth noise with control points every ``step`` mm in body space; a SD of about 0.6."""
-    lattice = Lattice(step)
-    return lattice.on(grid, r.standard_normal(lattice.shape, dtype=np.float32))
+
+    def __init__(self, grid: Grid, step: float, r: np.random.Generator) -> None:
+        lattice = Lattice(step)
+        self.sampler = Sampler(lattice, grid)
+        self.values = r.standard_normal(lattice.shape, dtype=np.float32)
+
+    def at(self, box: Box) -> Floats:
+        """The noise in the voxels of ``box``."""
+        return self.sampler.at(self.values, box)
 
 
 # --- the scanner
@@ -291,7 +292,7 @@ def render(
     Texture lives in body space and is the same on every grid; blur, gain, noise and artefacts belong to the scanner.
     """
     grid = slices(canvas.grid, factor)
-    image = _through_plane(np.take(look.hu, canvas.tissue), canvas.grid.spacing[0], factor, scanner.thickness)
+    image = _through_plane(recode(look.hu, canvas.tissue), canvas.grid.spacing[0], factor, scanner.thickness)
     tissue = canvas.tissue[factor // 2 :: factor]
     texture = add_texture(image, tissue, grid, look, stream(seed, "texture"))
     blur = [float(np.hypot(scanner.blur / s, 0.28)) for s in grid.spacing[1:]]

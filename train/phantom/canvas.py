@@ -4,22 +4,27 @@ Body coordinates are LPS: x to the patient's left, y to posterior, z to superior
 at the body's centre. Points and axes of shapes are written (x, y, z); arrays are (z, y, x) as everywhere.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float32]
+Value = TypeVar("Value", np.float32, np.uint8)
 Points = tuple[Floats, Floats, Floats]
 Box = tuple[slice, slice, slice]
 Vector = tuple[float, float, float]
+Coat = tuple[float, int, Sequence[int]]  # depth mm, tissue, what it may cover
 Corners = tuple[NDArray[np.float64], NDArray[np.float64]]  # lowest and highest (x, y, z), mm
 
 # The part of space in which a body may be drawn (x, y, z), mm.
 LOW = np.array([-280.0, -230.0, -460.0])
 HIGH = np.array([280.0, 230.0, 360.0])
+SLAB, PIECE = 1 << 15, 1 << 19  # voxels that are measured, and painted, at a time
+COLUMNS = 64  # of a grid that a spline is evaluated in at a time
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,8 @@ class Lattice:
         """Positions of the control points along ``axis`` (0 z, 1 y, 2 x), mm."""
         return np.asarray(float(LOW[2 - axis]) + self.step * np.arange(self.shape[axis]), np.float64)
 
-    def _basis(self, positions: NDArray[np.float64], axis: int) -> Floats:
+    def basis(self, positions: NDArray[np.float64], axis: int) -> Floats:
+        """Weights of the control points along ``axis`` at ``positions`` (mm): (positions, control points)."""
         t = (positions - LOW[2 - axis]) / self.step
         first = np.floor(t).astype(int)
         f = t - first
@@ -75,14 +81,45 @@ class Lattice:
         self, values: Floats, z: NDArray[np.float64], y: NDArray[np.float64], x: NDArray[np.float64]
     ) -> Floats:
         """The spline through control ``values`` at every (z, y, x) of three coordinate vectors, as three products."""
-        a = self._basis(z, 0) @ values.reshape(self.shape[0], -1)
-        a = np.matmul(self._basis(y, 1), a.reshape(len(z), self.shape[1], self.shape[2]))
-        a = a.reshape(-1, self.shape[2]) @ self._basis(x, 2).T
+        a = self.basis(z, 0) @ values.reshape(self.shape[0], -1)
+        a = np.matmul(self.basis(y, 1), a.reshape(len(z), self.shape[1], self.shape[2]))
+        a = a.reshape(-1, self.shape[2]) @ self.basis(x, 2).T
         return np.asarray(a.reshape(len(z), len(y), len(x)), np.float32)
 
     def on(self, grid: Grid, values: Floats) -> Floats:
         """The spline on a voxel grid."""
         return self.evaluate(values, grid.coordinates(0), grid.coordinates(1), grid.coordinates(2))
+
+
+class Sampler:
+    """Splines of one lattice on a voxel grid, piece by piece."""
+
+    def __init__(self, lattice: Lattice, grid: Grid) -> None:
+        self.shape = lattice.shape
+        self._basis = [lattice.basis(grid.coordinates(k), k) for k in range(3)]
+        self._size = grid.shape
+
+    def at(self, values: Floats, box: Box) -> Floats:
+        """The spline through control ``values`` in the voxels of ``box``."""
+        z, y, x = (basis[cut] for basis, cut in zip(self._basis, box, strict=True))
+        used = np.flatnonzero(z.any(0))
+        near = slice(int(used[0]), int(used[-1]) + 1)  # control points above and below do not matter
+        a = (z[:, near] @ values[near].reshape(near.stop - near.start, -1)).reshape(len(z), *self.shape[1:])
+        a = np.matmul(y, a).reshape(-1, self.shape[2])
+        out = np.empty((len(a), len(x)), np.float32)
+        for first in range(0, len(x), COLUMNS):  # few control points matter to few columns
+            block = slice(first, first + COLUMNS)
+            used = np.flatnonzero(x[block].any(0))
+            near = slice(int(used[0]), int(used[-1]) + 1)
+            np.matmul(a[:, near], x[block, near].T, out=out[:, block])
+        return out.reshape(len(z), len(y), len(x))
+
+    def slabs(self) -> Iterator[Box]:
+        """The whole grid, some slices at a time: small enough for the cache."""
+        planes, rows, columns = self._size
+        step = max(1, PIECE // (rows * columns))
+        for first in range(0, planes, step):
+            yield slice(first, min(first + step, planes)), slice(0, rows), slice(0, columns)
 
 
 class Shape(Protocol):
@@ -301,21 +338,21 @@ class Canvas:
         self.grid, self.lattice, self.turn = grid, lattice, turn
         self.tissue = np.zeros(grid.shape, np.uint8)
         axes = [grid.coordinates(k) for k in range(3)]
-        self.points = self._place(displacement, axes)
+        self.points = self._place(displacement)
         self._ends = np.array([(a[0], a[-1]) for a in axes[::-1]]).T  # first and last voxel (x, y, z)
         self._controls = np.stack(displacement)
         self._anywhere = self._controls.min((1, 2, 3)), self._controls.max((1, 2, 3))
 
-    def _place(self, displacement: tuple[Floats, Floats, Floats], axes: list[NDArray[np.float64]]) -> Points:
-        z, y, x = axes
-        out = []
-        for k in range(3):
-            p = self.lattice.evaluate(displacement[k], z, y, x)
-            p += (self.turn[k, 0] * x).astype(np.float32)
-            p += (self.turn[k, 1] * y).astype(np.float32)[:, None]
-            p += (self.turn[k, 2] * z).astype(np.float32)[:, None, None]
-            out.append(p)
-        return out[0], out[1], out[2]
+    def _place(self, displacement: tuple[Floats, Floats, Floats]) -> Points:
+        grid, sampler = self.grid, Sampler(self.lattice, self.grid)
+        z, y, x = (grid.coordinates(k) for k in range(3))
+        out = (np.empty(grid.shape, np.float32), np.empty(grid.shape, np.float32), np.empty(grid.shape, np.float32))
+        for box in sampler.slabs():
+            for p, d, turn in zip(out, displacement, self.turn, strict=True):
+                across = (turn[1] * y)[:, None] + turn[0] * x
+                np.add(sampler.at(d, box), across.astype(np.float32), out=p[box])
+                p[box] += (turn[2] * z[box[0]]).astype(np.float32)[:, None, None]
+        return out
 
     def _room(self, bounds: Corners, shift: Corners) -> Corners:
         """Corners, in the scan, of the box around body ``bounds`` where displacements lie between two ``shift``s."""
@@ -332,9 +369,9 @@ class Canvas:
         near = self._controls[:, z:w, y:v, x:u]
         return near.min((1, 2, 3)), near.max((1, 2, 3))
 
-    def _reach(self, bounds: Corners, shift: Corners) -> tuple[Box, Corners] | None:
+    def _reach(self, bounds: Corners, shift: Corners, rounds: int = 2) -> tuple[Box, Corners] | None:
         """The voxels that a shape with these corners can touch, and the displacements there, narrower than ``shift``."""
-        for _ in range(2):
+        for _ in range(rounds):
             room = self._room(bounds, shift)
             if (room[1] < room[0]).any():
                 return None
@@ -366,14 +403,27 @@ class Canvas:
         found = self._reach((low - margin, high + margin), self._anywhere)
         return None if found is None else (found[0], self._within(shape, *found, margin))
 
+    def distances(self, shape: Shape, margin: float = 0.0) -> Iterator[tuple[Box, Floats]]:
+        """As ``distance``, a large shape in slabs of some slices, so that what is made of them stays in the cache."""
+        low, high = shape.bounds()
+        found = self._reach((low - margin, high + margin), self._anywhere)
+        if found is None:
+            return
+        (planes, rows, columns), shift = found
+        step = max(1, PIECE // ((rows.stop - rows.start) * (columns.stop - columns.start)))
+        step = planes.stop - planes.start if isinstance(shape, Tube) else step  # whose cones are small already
+        for first in range(planes.start, planes.stop, step):
+            box = slice(first, min(first + step, planes.stop)), rows, columns
+            yield box, self._within(shape, box, shift, margin)
+
     def _within(self, shape: Shape, box: Box, shift: Corners, margin: float) -> Floats:
         if isinstance(shape, Ellipsoid):
-            return shape.distance(self._at(box))
+            return self._in_slabs(shape.distance, box)
         out = np.full([s.stop - s.start for s in box], 1e3, np.float32)
         if isinstance(shape, Tube):
             for i in range(len(shape.points) - 1):
                 for cut, view, _ in self._part(shape.cone_bounds(i), out, box, shift, margin):
-                    np.minimum(view, shape.cone(i, self._at(cut)), out=view)
+                    np.minimum(view, self._in_slabs(partial(shape.cone, i), cut), out=view)
         elif isinstance(shape, Composite):
             for part in shape.parts:
                 for cut, view, inner in self._part(part.bounds(), out, box, shift, margin):
@@ -382,20 +432,33 @@ class Canvas:
                 for cut, view, inner in self._part(hole.bounds(), out, box, shift, margin):
                     np.maximum(view, -self._within(hole, cut, inner, margin), out=view)
         else:
-            np.copyto(out, shape.distance(self._at(box)))
+            np.copyto(out, self._in_slabs(shape.distance, box))
         return out
 
     def _part(
         self, bounds: Corners, out: Floats, box: Box, shift: Corners, margin: float
     ) -> Iterator[tuple[Box, Floats, Corners]]:
         """The voxels in ``box`` that a part with these corners can reach, ``out`` there, its displacements; or nothing."""
-        found = self._reach((bounds[0] - margin, bounds[1] + margin), shift)
+        found = self._reach((bounds[0] - margin, bounds[1] + margin), shift, rounds=1)
         if found is None:
             return
         cut = [slice(max(c.start, b.start), min(c.stop, b.stop)) for c, b in zip(found[0], box, strict=True)]
         if all(c.start < c.stop for c in cut):
             view = out[tuple(slice(c.start - b.start, c.stop - b.start) for c, b in zip(cut, box, strict=True))]
             yield (cut[0], cut[1], cut[2]), view, found[1]
+
+    def _in_slabs(self, distance: Callable[[Points], Floats], box: Box) -> Floats:
+        """``distance`` at the voxels of ``box``, some slices at a time so that what lies between stays in the cache."""
+        planes, rows, columns = box
+        size = rows.stop - rows.start, columns.stop - columns.start
+        step = max(1, SLAB // (size[0] * size[1]))
+        if step >= planes.stop - planes.start:
+            return distance(self._at(box))
+        out = np.empty((planes.stop - planes.start, *size), np.float32)
+        for first in range(planes.start, planes.stop, step):
+            slab = slice(first, min(first + step, planes.stop))
+            out[slab.start - planes.start : slab.stop - planes.start] = distance(self._at((slab, rows, columns)))
+        return out
 
     def _at(self, box: Box) -> Points:
         return self.points[0][box], self.points[1][box], self.points[2][box]
@@ -410,21 +473,19 @@ class Canvas:
         ``over`` is what lay there before the first. A depth below 0 reaches out of the shape. Not for the inside of a
         composite with holes: there only depths up to 0 are right.
         """
-        found = self.distance(shape, self._margin(shape, [depth for depth, _ in layers]))
-        if found is None:
-            return
-        box, e = found
-        view = self.tissue[box]
-        allowed = lookup(over)[view]
-        for depth, tissue in layers:
-            view[(e < -depth) & allowed] = tissue
+        for box, e in self.distances(shape, self._margin(shape, [depth for depth, _ in layers])):
+            view = self.tissue[box]
+            allowed = lookup(over)[view]
+            for depth, tissue in layers:
+                view[(e < -depth) & allowed] = tissue
 
-    def paint_in_turn(self, shape: Shape, coats: Sequence[tuple[float, int, Sequence[int]]]) -> None:
+    def paint_in_turn(self, shape: Shape, coats: Sequence[Coat]) -> None:
         """As ``paint_layers``, but each (depth, tissue, over) paints over what the ones before it have left."""
-        found = self.distance(shape, self._margin(shape, [depth for depth, _, _ in coats]))
-        if found is None:
-            return
-        box, e = found
+        for box, e in self.distances(shape, self._margin(shape, [depth for depth, _, _ in coats])):
+            self.coat(box, e, coats)
+
+    def coat(self, box: Box, e: Floats, coats: Sequence[Coat]) -> None:
+        """Paint in turn what lies at distances ``e`` in ``box``."""
         view = self.tissue[box]
         for depth, tissue, over in coats:
             view[(e < -depth) & lookup(over)[view]] = tissue
@@ -453,6 +514,14 @@ class Canvas:
 def vector(x: float, y: float, z: float) -> NDArray[np.float64]:
     """(x, y, z) as an array, to shift a point by."""
     return np.array((x, y, z), np.float64)
+
+
+def recode(table: NDArray[Value], tissue: NDArray[np.uint8]) -> NDArray[Value]:
+    """``table``'s value for every voxel of ``tissue``. Slice by slice: numpy widens an index to 8 bytes first."""
+    out = np.empty(tissue.shape, table.dtype)
+    for plane, values in zip(tissue, out, strict=True):
+        np.take(table, plane, out=values, mode="clip")
+    return out
 
 
 def lookup(tissues: Sequence[int]) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ from train.phantom.anatomy import Builder
 from train.phantom.appearance import Scanner, draw_look, phase_record, render, sheets
 from train.phantom.artefact import Artefacts, circle
 from train.phantom.body import Body, field, stream
-from train.phantom.canvas import Canvas, Grid
+from train.phantom.canvas import Canvas, Grid, recode
 from train.phantom.disease import Disease
 from train.phantom.pathology import paint, settle
 from train.phantom.tissue import Tissue, auxiliary_table, label_table
@@ -60,7 +60,7 @@ def generate(
     if artefacts.truncation:
         tissue = np.where(circle(grid, artefacts.truncation), tissue, np.uint8(Tissue.AIR))
     owners = {tissue: lesion.organ for tissue, lesion in builder.lesions.items()}
-    labels = np.take(label_table(owners), tissue)
+    labels = recode(label_table(owners), tissue)
     record: dict[str, Any] = {
         "seed": seed,
         "shape": list(grid.shape),
@@ -82,7 +82,7 @@ def generate(
         },
         "organs": _organs(labels, grid),
     }
-    return Phantom(image, labels, np.take(auxiliary_table(owners), tissue), grid.spacing, record)
+    return Phantom(image, labels, recode(auxiliary_table(owners), tissue), grid.spacing, record)
 
 
 def _sheets_per_slice(grid: Grid) -> int:
