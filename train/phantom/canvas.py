@@ -340,8 +340,9 @@ class Canvas:
         axes = [grid.coordinates(k) for k in range(3)]
         self.points = self._place(displacement)
         self._ends = np.array([(a[0], a[-1]) for a in axes[::-1]]).T  # first and last voxel (x, y, z)
-        self._controls = np.stack(displacement)
-        self._anywhere = self._controls.min((1, 2, 3)), self._controls.max((1, 2, 3))
+        self._controls = np.concatenate([displacement, np.negative(displacement)])  # one maximum finds both ends
+        most = self._controls.max((1, 2, 3))
+        self._anywhere = -most[3:], most[:3]
 
     def _place(self, displacement: tuple[Floats, Floats, Floats]) -> Points:
         grid, sampler = self.grid, Sampler(self.lattice, self.grid)
@@ -366,8 +367,8 @@ class Canvas:
         first = np.floor((room[0] - LOW) / step).astype(int) - 1
         last = np.floor((room[1] - LOW) / step).astype(int) + 3
         (x, y, z), (u, v, w) = np.clip(first, 0, (nx - 1, ny - 1, nz - 1)), np.maximum(last, 1)
-        near = self._controls[:, z:w, y:v, x:u]
-        return near.min((1, 2, 3)), near.max((1, 2, 3))
+        most = self._controls[:, z:w, y:v, x:u].max((1, 2, 3))
+        return -most[3:], most[:3]
 
     def _reach(self, bounds: Corners, shift: Corners, rounds: int = 2) -> tuple[Box, Corners] | None:
         """The voxels that a shape with these corners can touch, and the displacements there, narrower than ``shift``."""
