@@ -9,7 +9,8 @@ from scipy.ndimage import binary_dilation
 
 from inference.organs import ORGANS
 from train.phantom import Disease, Grid, generate
-from train.phantom.anatomy import TARGETS, Builder
+from train.phantom.anatomy import Scene, build
+from train.phantom.anatomy.scene import TARGETS
 from train.phantom.body import Body, field
 from train.phantom.canvas import Canvas, Composite, Ellipsoid, Tube
 from train.phantom.sheet import arrange
@@ -28,7 +29,7 @@ def labels(seed: int) -> np.ndarray:
     body = Body.draw(seed)
     shape_field = field(body, seed)
     canvas = Canvas(WHOLE, shape_field.lattice, shape_field.displacement, shape_field.turn)
-    Builder(seed, body, shape_field, canvas, Disease()).build()
+    build(Scene(seed, body, shape_field, canvas, Disease()))
     return label_table({})[canvas.tissue]
 
 

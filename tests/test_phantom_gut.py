@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from train.phantom import Grid
+from train.phantom.anatomy.gut import Gut
 from train.phantom.body import Body, field
 from train.phantom.canvas import Canvas, Tube
-from train.phantom.gut import Gut
 from train.phantom.tissue import BOWEL, LUMEN, T
 
 GRID = Grid.covering((-160, -120, -180), (120, 140, 180), (5, 3, 3))

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from train.phantom import Grid
+from train.phantom.anatomy.wall import Wall
 from train.phantom.body import Body, field, stream
 from train.phantom.canvas import Canvas
 from train.phantom.tissue import T
-from train.phantom.wall import Wall
 
 GRID = Grid.covering((-40, -170, -200), (0, 170, 200), (10, 1.5, 1.5))
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.organs import ORGANS
-from train.phantom.anatomy import Builder
+from train.phantom.anatomy import Scene, build
 from train.phantom.appearance import Scanner, draw_look, phase_record, render, sheets
 from train.phantom.artefact import Artefacts, circle
 from train.phantom.body import Body, field, stream
@@ -48,18 +48,18 @@ def generate(
     shape_field = settle(field(body, seed), body, disease)
     factor = _sheets_per_slice(grid)
     canvas = Canvas(sheets(grid, factor), shape_field.lattice, shape_field.displacement, shape_field.turn)
-    builder = Builder(seed, body, shape_field, canvas, disease)
-    builder.build()
-    paint(builder, seed)
+    scene = Scene(seed, body, shape_field, canvas, disease)
+    build(scene)
+    paint(scene, seed)
     _table_top(seed, body, canvas)
-    look = draw_look(stream(seed, "appearance"), disease, builder.lesions)
+    look = draw_look(stream(seed, "appearance"), disease, scene.lesions)
     scanner = Scanner.draw(stream(seed, "scanner"), thickness, artefacts.low_dose)
     canvas.points = (look.hu[:1], look.hu[:1], look.hu[:1])  # painted: the coordinates' memory is wanted for the image
     image, drawn = render(seed, canvas, factor, look, scanner, artefacts)
     tissue = canvas.tissue[factor // 2 :: factor]
     if artefacts.truncation:
         tissue = np.where(circle(grid, artefacts.truncation), tissue, np.uint8(Tissue.AIR))
-    owners = {tissue: lesion.organ for tissue, lesion in builder.lesions.items()}
+    owners = {tissue: lesion.organ for tissue, lesion in scene.lesions.items()}
     labels = recode(label_table(owners), tissue)
     record: dict[str, Any] = {
         "seed": seed,
@@ -69,7 +69,7 @@ def generate(
         **drawn,
         "disease": asdict(disease),
         "lesions": [
-            {"organ": v.organ, "kind": v.kind, "ml": _millilitres(tissue, grid, k)} for k, v in builder.lesions.items()
+            {"organ": v.organ, "kind": v.kind, "ml": _millilitres(tissue, grid, k)} for k, v in scene.lesions.items()
         ],
         "tissues": {
             name: _millilitres(tissue, grid, k)

@@ -1,0 +1,127 @@
+"""Soft organs under the diaphragm: liver and gallbladder, spleen."""
+
+import numpy as np
+
+from train.phantom.anatomy.gut import FREE
+from train.phantom.anatomy.scene import Doubles, Hug, Scene
+from train.phantom.canvas import Composite, Ellipsoid, Tube, through, vector
+from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
+
+
+def _liver_at(scene: Scene, scale: float, pose: dict[str, Doubles]) -> Composite:
+    k = scale
+    right = Ellipsoid(pose["right"], pose["right_axes"] * k, tuple(pose["right_angles"]), 0.35)
+    lower = Ellipsoid(pose["lower"], pose["lower_axes"] * k, (0.15, 0, 0))
+    left = Ellipsoid(pose["left"], pose["left_axes"] * k, tuple(pose["left_angles"]))
+    caudate = Ellipsoid(pose["caudate"], (17 * k, 15 * k, 24 * k))
+    hollow = Ellipsoid(pose["hollow"], pose["hollow_axes"])
+    fossa = Ellipsoid(pose["fossa"], pose["fossa_axes"])
+    groove = Ellipsoid(pose["groove"], pose["groove_axes"])  # where the esophagus comes down
+    return Composite((Composite((right, lower, left), (hollow, fossa, groove)), caudate))
+
+
+def liver(scene: Scene) -> None:
+    b, n, c = scene.body, scene.n, scene.canvas
+    zl = scene.lift
+    # A tongue down the flank; a left lobe that reaches the spleen.
+    riedel = scene.u(15, 45) if scene.r.random() < 0.1 else 0.0
+    beaver = scene.u(20, 45) if scene.r.random() < 0.1 else 0.0
+    room = 1 + 0.3 * b.visceral
+    pose = {
+        "right": np.array([-0.56 * scene.half + n(0, 3), 4 + n(0, 5), 62 + zl]),
+        "right_axes": np.array([n(66, 4) * scene.ax, n(84, 5) * scene.ay, n(68, 6)]),
+        "right_angles": np.array([n(0, 0.08), n(0.1, 0.08), n(0, 0.1)]),
+        "lower": np.array([-0.66 * scene.half, n(6, 9), n(24, 13) + zl - riedel]),
+        "lower_axes": np.array([n(44, 6) * scene.ax, n(60, 9) * scene.ay, n(60, 11) + 0.8 * riedel]),
+        "left": np.array([n(-4, 9) * scene.ax, n(-0.52, 0.05) * b.cavity_front, n(86, 8) + zl]),
+        "left_axes": np.array([n(76, 15) * scene.ax + beaver, n(36, 6) * scene.ay, n(35, 7)]),
+        "left_angles": np.array([0, n(-0.22, 0.13), n(-0.1, 0.13)]),
+        "caudate": np.array([-13 * scene.ax, b.spine_front(70) - 34, n(80, 5) + zl]),
+        "hollow": np.array([n(10, 5) * scene.ax, 14.0 * scene.ay, n(18, 5) + zl * 0.6]),
+        "fossa": np.array([-(b.spine_radius * 1.2 + 34), b.spine(0)[1] + 46, 6 + 0.35 * zl]),
+        "groove": np.array([n(36, 4) * scene.ax, b.spine_front(100) - 4, n(100, 4) + zl]),
+        "groove_axes": np.array([n(42, 4) * scene.ax, n(36, 4) * scene.ay, n(48, 4)]),
+        "fossa_axes": np.array([30.0 * room, 43.0 * room, 62.0 * room]),
+        "hollow_axes": np.array([n(62, 4) * scene.ax, n(58, 4) * scene.ay, n(50, 4)]),
+    }
+    hug = Hug(-1, float(scene.wall.uniform(4, 16)) * (1 - 0.4 * b.visceral), float(scene.wall.uniform(25, 50)))
+    scale = scene.fit(lambda k: _liver_at(scene, k, pose), scene.targets["liver"] * 1.26, hug)
+    liver = _liver_at(scene, scale, pose)
+    scene.paint_at_the_wall(liver, ((-2.6, T.BOWEL_WALL, LUMEN), (0.0, T.LIVER, FREE)), hug)
+    scene.liver = liver
+    scene.shapes["liver"] = Ellipsoid(pose["right"], pose["right_axes"] * scale * 0.85)
+    # Falciform ligament's fissure, porta hepatis
+    fissure = [
+        (-14 * scene.ax, -0.86 * b.cavity_front, n(62, 6) + zl),
+        (-18 * scene.ax, -0.35 * b.cavity_front, n(72, 5) + zl),
+    ]
+    c.paint(Tube(through(fissure), scene.u(1.5, 4.5), (1, 1, 2.5)), T.FAT, [T.LIVER])
+    scene.porta = np.array([-32 * scene.ax, b.spine_front(60) - 40, n(58, 4) + 0.7 * zl])
+    c.paint(Ellipsoid(scene.porta + vector(8, 2, -6), (15, 9, 10)), T.FAT, [T.LIVER])
+    _liver_vessels(scene, pose["right"], pose["right_axes"] * scale, pose["left"], pose["left_axes"] * scale)
+
+
+def _liver_vessels(scene: Scene, right: Doubles, axes: Doubles, left: Doubles, left_axes: Doubles) -> None:
+    c = scene.canvas
+    confluence = np.array([-22 * scene.ax, scene.body.spine_front(90) - 24, right[2] + 42])
+    for root, thick in ((scene.porta, 5.0), (confluence, 4.8)):
+        for k in range(4):
+            centre, reach = (left, left_axes) if k == 0 else (right, axes)
+            for _ in range(2):
+                way = scene.r.normal(size=3) * (0.3, 0.38, 0.32)
+                way[2] *= 1.0 if root is scene.porta else 0.5
+                tip = centre + way * reach
+                bend = (root + tip) / 2 + scene.r.normal(0, 5, 3)
+                c.paint(
+                    Tube(through([root, bend, tip], 4), [thick * scene.u(0.7, 1.1), 1.3]), T.LIVER_VESSEL, [T.LIVER]
+                )
+
+
+def gallbladder(scene: Scene) -> None:
+    b, n, c = scene.body, scene.n, scene.canvas
+    shape = np.array([n(12, 1.5), n(13, 1.5), n(27, 4)])
+    x, y = n(-53, 9) * scene.ax, -0.4 * b.cavity_front + n(0, 8)
+    angles = (n(0.72, 0.25), n(0.15, 0.2), n(0.0, 0.25))
+    # The fossa: where a line upwards at (x, y) first meets the liver's undersurface.
+    z = np.arange(-60.0, 110.0, 2.0).astype(np.float32)
+    inside = scene.liver.distance((np.full_like(z, x), np.full_like(z, y), z)) < 0
+    under = float(z[np.argmax(inside)]) if inside.any() else 20.0
+    target = scene.grown_target("gallbladder", np.array((x, y, under)))
+    axes = shape * (target * 1000 / (4 / 3 * np.pi * float(np.prod(shape)))) ** (1 / 3)
+    gallbladder = Ellipsoid((x, y, under + 1), axes, angles, 0.1)
+    scene.shapes["gallbladder"] = gallbladder
+    if "gallbladder" in scene.disease.absent:
+        return
+    c.paint(gallbladder.grown(1.5), T.FAT, BOWEL)
+    # The fossa is open to the front and the midline: in no slice does liver enclose the gallbladder.
+    opening = Ellipsoid((x + 4.0, y - 4.5, under + 1), axes, angles, 0.1)
+    c.paint(opening.grown(4.0), T.FAT, ORGAN_TISSUES["liver"])
+    over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], *ORGAN_TISSUES["duodenum"], T.MUSCLE)
+    c.paint(gallbladder, T.GALLBLADDER, over)
+
+
+def spleen(scene: Scene) -> None:
+    b, n = scene.body, scene.n
+    target = scene.targets["spleen"]
+    size = (target / 200) ** (1 / 3)
+    centre = np.array(
+        [scene.half - n(17, 3) * size, 0.42 * b.cavity_back + n(0, 5), b.dome_left - 42 - 34 * size + n(0, 6)]
+    )
+    axes = np.array([n(26, 4), n(44, 6), n(48, 7)])
+    angles = (n(0.35, 0.2), n(-0.2, 0.13), n(-0.35, 0.2))
+    dent, deep = (n(-0.15, 0.15), n(-0.1, 0.2)), n(-1.42, 0.1)
+
+    def at(scale: float) -> Composite:
+        body = Ellipsoid(centre, axes * size * scale, angles)
+        hollow = Ellipsoid(body.at(deep, *dent), axes * size * (0.85, 0.7, 0.75), angles)
+        return Composite((body,), (hollow,))
+
+    hug = Hug(1, float(scene.wall.uniform(2, 12)) * (1 - 0.4 * b.visceral), float(scene.wall.uniform(0, 14)))
+    scale = scene.fit(at, target * 1.08, hug)
+    missing = "spleen" in scene.disease.absent
+    if not missing:
+        spleen = at(scale)
+        over = (T.FAT, *BOWEL, *ORGAN_TISSUES["stomach"], *ORGAN_TISSUES["liver"])
+        scene.paint_at_the_wall(spleen, ((-2.6, T.BOWEL_WALL, LUMEN), (0.0, T.SPLEEN, over)), hug)
+    scene.shapes["spleen"] = Ellipsoid(centre, axes * size * scale * 0.8, angles)
+    scene.hilum = centre + np.array([-22 * size, -8.0, -4.0])

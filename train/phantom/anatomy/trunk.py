@@ -1,0 +1,88 @@
+"""Skin, fat, wall, diaphragm, the muscles of the back; breasts and arms."""
+
+import numpy as np
+
+from train.phantom.anatomy.scene import Scene
+from train.phantom.anatomy.wall import Wall
+from train.phantom.canvas import Ellipsoid, Sampler, Tube, through, vector
+from train.phantom.tissue import T
+
+
+def layers(scene: Scene) -> None:
+    f, c = scene.field, scene.canvas
+    wall, diaphragm = Wall.draw(scene.body, scene.wall), scene.u(2.0, 3.5)
+    sampler = Sampler(f.lattice, c.grid)
+    for box in sampler.slabs():
+        skin, muscle, cavity, lung = (sampler.at(v, box) for v in (f.skin, f.muscle, f.cavity, f.lung))
+        tissue = c.tissue[box]
+        tissue[skin > 0] = T.SKIN
+        tissue[skin > 1.6] = T.SUBCUTANEOUS
+        tissue[muscle > 0] = T.MUSCLE
+        wall.layer(tissue, (c.points[0][box], c.points[1][box]), muscle, cavity)
+        inside = cavity > 0
+        tissue[inside] = T.FAT
+        tissue[inside & (lung > -diaphragm)] = T.MUSCLE
+        tissue[inside & (lung > 0)] = T.LUNG
+
+
+def muscles(scene: Scene) -> None:
+    b, c = scene.body, scene.canvas
+    vr = b.spine_radius
+    bulk = scene.u(0.85, 1.15)
+    thick = scene.u(0.6, 1.5)
+    over = (T.FAT, T.MEDIASTINAL, T.LUNG)
+    for side in (-1, 1):
+        levels = range(-230, 340, 40)
+        inner = np.array([(side * 26, b.spine(z)[1] + vr + 30, z) for z in levels])
+        c.paint(Tube(inner, [17, 24 * bulk, 25 * bulk, 20, 15], (1.0, 1.1, 1)), T.MUSCLE, over)
+        outer = np.array([(side * 52, b.spine(z)[1] + vr + 27, z) for z in levels])
+        c.paint(Tube(outer, [10, 21 * bulk, 23 * bulk, 17, 10], (1.15, 1.0, 1)), T.MUSCLE, over)
+        thin, turn = scene.wall.uniform(0.015, 0.06), scene.wall.uniform(0, 6, 2)
+        if scene.wall.random() < 0.85:  # fat between the columns of the back's muscles
+            between = (inner + outer) / 2 + np.array((side * turn[0] - side * 3, 0, 0))
+            c.paint(Tube(between, 20.0, (thin, 1, 1)), T.SUBCUTANEOUS, [T.MUSCLE])
+        psoas = [(side * 86 * scene.ax, b.spine(-90)[1] - 42, -262), (side * 70, b.spine(-90)[1] - 22, -190)]
+        psoas += [(side * (vr * 1.2 + d), b.spine(z)[1] + 2, z) for d, z in ((24, -110), (17, -60), (11, -10), (5, 28))]
+        c.paint(Tube(scene.course(psoas, 2.0), [15, 19 * bulk, 21 * bulk, 17 * bulk, 12, 5]), T.MUSCLE, [T.FAT])
+        quadratus = [(side * 66, b.spine(-130)[1] + 14, -150), (side * 55, b.spine(0)[1] + vr, 20)]
+        c.paint(Tube(np.array(quadratus), [13 * bulk, 10], (1.6, 0.8, 1)), T.MUSCLE, [T.FAT])
+        crus = [(side * 9, b.spine_front(-35) - 2, -35), (side * 14, b.spine_front(30) - 3, 30)]
+        crus += [(side * 17, b.spine_front(80) - 12, 88)]
+        c.paint(
+            Tube(scene.course(crus, 1.5), [3 * thick, 5 * thick, 4.5 * thick], (1, 1.6, 1)),
+            T.MUSCLE,
+            [T.FAT, T.MEDIASTINAL],
+        )
+
+
+def breasts(scene: Scene) -> None:
+    b, c = scene.body, scene.canvas
+    size, sag, there = scene.u(38, 72), scene.u(0, 45), scene.u(0, 1)
+    glandular, asleep = scene.u(0.25, 0.75), scene.u(0.62, 0.78)
+    if not b.female or there < 0.15:
+        return
+    for side in (-1, 1):
+        x, y, z = b.wall_point(-np.pi / 2 + side * asleep, b.dome_right + 28 - sag, 0.0)
+        breast = Ellipsoid((x, y - b.fat_front * 0.4, z), (size, size * 0.62, size * 0.9), (0, 0, side * 0.5))
+        c.paint_layers(breast, ((0, T.SKIN), (1.6, T.SUBCUTANEOUS)), [T.AIR])
+        c.paint(breast.scaled(glandular), T.PELVIC, [T.SUBCUTANEOUS])
+
+
+def arms(scene: Scene) -> None:
+    """Beside the body, where they could not be raised above the head."""
+    b, c = scene.body, scene.canvas
+    kind, radius, fat = scene.u(0, 1), scene.u(33, 48), scene.u(0.1, 0.45)
+    shift, bone = scene.r.normal(0, 10, (2, 3)), ((0, T.CORTICAL), (3.0, T.SPONGY))
+    elbow = scene.u(-70, 30)
+    for side, lying in ((-1, kind < 0.12), (1, kind < 0.08 or kind > 0.95)):
+        if not lying:
+            continue
+        x = side * (b.half_width + radius + 6)
+        away = np.array((0.0, 12.0, 0.0)) + np.abs(shift[max(side, 0)]) * (side, 1, 0)
+        course = np.array([(x, 0, 330), (x, 8, 120), (x + side * 6, 14, elbow), (x, -4, elbow - 230)]) + away
+        arm = Tube(through(course), [radius * 1.15, radius, radius * 0.95, radius * 0.7])
+        c.paint_layers(arm, ((0, T.SKIN), (1.6, T.SUBCUTANEOUS), (2 + fat * radius, T.MUSCLE)), [T.AIR])
+        inside = (T.MUSCLE, T.SUBCUTANEOUS)
+        c.paint_layers(Tube(course[:3], [12, 11, 15]), bone, inside)
+        for dy in (-11, 11):
+            c.paint_layers(Tube(course[2:] + vector(0, dy, 0), [10, 7]), bone, inside)
