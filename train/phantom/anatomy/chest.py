@@ -8,6 +8,7 @@ from train.phantom.tissue import BOWEL, ORGAN_TISSUES, T
 
 
 def lung_vessels(scene: Scene) -> None:
+    """Branches from both hila."""
     root_z = scene.body.dome_right + 50
     for _ in range(36):
         side = 1 if scene.r.random() < 0.5 else -1
@@ -20,6 +21,7 @@ def lung_vessels(scene: Scene) -> None:
 
 
 def heart(scene: Scene) -> None:
+    """Four chambers in a muscle, in fat, on the diaphragm."""
     b = scene.body
     base = b.dome_right - 14
     scene.canvas.paint(Ellipsoid((0, -8, base + 75), (34, 62, 95)), T.MEDIASTINAL, [T.LUNG])
@@ -49,6 +51,7 @@ def heart(scene: Scene) -> None:
 
 
 def esophagus(scene: Scene) -> None:
+    """From the thorax through the hiatus to the cardia, empty or with gas or fluid."""
     b, n, c = scene.body, scene.n, scene.canvas
     front = b.spine_front
     hiatus = b.dome_right - n(36, 6)

@@ -8,6 +8,7 @@ from train.phantom.tissue import BOWEL, ORGAN_TISSUES, T
 
 
 def kidneys(scene: Scene) -> None:
+    """Both, each in its fat."""
     for name, side, cortex, medulla, height in (
         ("right_kidney", -1, T.RIGHT_CORTEX, T.RIGHT_MEDULLA, 2),
         ("left_kidney", 1, T.LEFT_CORTEX, T.LEFT_MEDULLA, 15),
@@ -58,6 +59,7 @@ def _kidney(scene: Scene, name: str, side: int, cortex: int, medulla: int, heigh
 
 
 def adrenals(scene: Scene) -> None:
+    """Both, above and before the kidneys."""
     b, n = scene.body, scene.n
     for name, side, tissue in (
         ("right_adrenal_gland", -1, T.RIGHT_ADRENAL),

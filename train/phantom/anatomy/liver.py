@@ -21,6 +21,7 @@ def _liver_at(scene: Scene, scale: float, pose: dict[str, Doubles]) -> Composite
 
 
 def liver(scene: Scene) -> None:
+    """Lobes, fissure, porta hepatis, vessels; leaves ``liver`` and ``porta``."""
     b, n, c = scene.body, scene.n, scene.canvas
     zl = scene.lift
     # A tongue down the flank; a left lobe that reaches the spleen.
@@ -78,6 +79,7 @@ def _liver_vessels(scene: Scene, right: Doubles, axes: Doubles, left: Doubles, l
 
 
 def gallbladder(scene: Scene) -> None:
+    """In its fossa at the liver's lower face."""
     b, n, c = scene.body, scene.n, scene.canvas
     shape = np.array([n(12, 1.5), n(13, 1.5), n(27, 4)])
     x, y = n(-53, 9) * scene.ax, -0.4 * b.cavity_front + n(0, 8)
@@ -101,6 +103,7 @@ def gallbladder(scene: Scene) -> None:
 
 
 def spleen(scene: Scene) -> None:
+    """In the left dome, hollow towards the stomach; leaves ``hilum``."""
     b, n = scene.body, scene.n
     target = scene.targets["spleen"]
     size = (target / 200) ** (1 / 3)

@@ -10,6 +10,7 @@ from train.phantom.tissue import BOWEL, ORGAN_TISSUES, T
 
 
 def duodenum_and_pancreas(scene: Scene) -> None:
+    """The C of the duodenum, the first loop of jejunum, the vessels behind, the pancreas; leaves ``bile``."""
     b, n, c = scene.body, scene.n, scene.canvas
     aorta_y = b.spine_front(-10) - 20
     low = n(-44, 11)

@@ -10,6 +10,7 @@ from train.phantom.tissue import T
 
 
 def skeleton(scene: Scene) -> None:
+    """Spine, spinal canal, ribs, sternum."""
     b, c = scene.body, scene.canvas
     vr = b.spine_radius
     levels = np.arange(-300.0, 360.0, 20.0)
@@ -82,6 +83,7 @@ def _ribs(scene: Scene, heights: list[float]) -> None:
 
 
 def pelvis(scene: Scene) -> None:
+    """Sacrum, hip bones, femurs; bladder, uterus or prostate, rectum."""
     b, c = scene.body, scene.canvas
     over = ANY_BODY
     bone = ((0, T.CORTICAL), (2.0, T.SPONGY))

@@ -8,6 +8,7 @@ from train.phantom.tissue import BOWEL, T
 
 
 def stomach(scene: Scene) -> None:
+    """J, long J, steer's horn or cascade; leaves ``pylorus`` and ``cardia``."""
     b, n, c = scene.body, scene.n, scene.canvas
     top = b.dome_left - n(36, 7)
     behind = b.spine_front(-10) - 20  # the plane of the great vessels; the antrum passes in front of the pancreas

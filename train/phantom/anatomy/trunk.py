@@ -9,6 +9,7 @@ from train.phantom.tissue import T
 
 
 def layers(scene: Scene) -> None:
+    """Fill the canvas: skin, fat, wall, the abdomen's fat, diaphragm, lungs."""
     f, c = scene.field, scene.canvas
     wall, diaphragm = Wall.draw(scene.body, scene.wall), scene.u(2.0, 3.5)
     sampler = Sampler(f.lattice, c.grid)
@@ -26,6 +27,7 @@ def layers(scene: Scene) -> None:
 
 
 def muscles(scene: Scene) -> None:
+    """Erector spinae with fat between its columns, psoas, quadratus lumborum, crura of the diaphragm."""
     b, c = scene.body, scene.canvas
     vr = b.spine_radius
     bulk = scene.u(0.85, 1.15)
@@ -56,6 +58,7 @@ def muscles(scene: Scene) -> None:
 
 
 def breasts(scene: Scene) -> None:
+    """On women, before the chest's wall."""
     b, c = scene.body, scene.canvas
     size, sag, there = scene.u(38, 72), scene.u(0, 45), scene.u(0, 1)
     glandular, asleep = scene.u(0.25, 0.75), scene.u(0.62, 0.78)

@@ -9,6 +9,7 @@ from train.phantom.tissue import BOWEL, ORGAN_TISSUES, T
 
 
 def great_vessels(scene: Scene) -> None:
+    """Aorta and vena cava, iliac and renal vessels; leaves ``aorta`` and ``cava``."""
     b, n, c = scene.body, scene.n, scene.canvas
     ra = scene.u(7.4, 11.6) * (1.06 if not b.female else 0.95)
     bow = n(0, 3.5)  # an old aorta winds
@@ -39,6 +40,16 @@ def great_vessels(scene: Scene) -> None:
         (1.15, scene.u(0.5, 1.0), 1),
     )
     iliacs = _iliac_vessels(scene, aorta[-1], cava[0], ra, rv)
+    _renal_vessels(scene, ra, rv)
+    c.paint(scene.cava.wide(1.12), T.FAT, [T.BOWEL_WALL, T.MUSCLE])
+    c.paint(scene.cava, T.CAVA, (*around, T.VEIN))
+    c.paint(scene.aorta, T.AORTA, (*around, T.CAVA, T.ARTERY, T.VEIN))
+    _plaques(scene, iliacs)
+
+
+def _renal_vessels(scene: Scene, ra: float, rv: float) -> None:
+    """Artery and vein of each kidney that is there; the left vein passes in front of the aorta."""
+    front, c = scene.body.spine_front, scene.canvas
     for side, name in ((-1, "right_kidney"), (1, "left_kidney")):
         kidney = scene.shapes[name]
         assert isinstance(kidney, Ellipsoid)
@@ -57,10 +68,6 @@ def great_vessels(scene: Scene) -> None:
             vessel = Tube(scene.course([start, bend, hilum + vector(0, 0, lift)], 1.0), [radius, radius * 0.9])
             if not missing:
                 c.paint(vessel, tissue, (T.FAT, T.SINUS, T.MUSCLE))
-    c.paint(scene.cava.wide(1.12), T.FAT, [T.BOWEL_WALL, T.MUSCLE])
-    c.paint(scene.cava, T.CAVA, (*around, T.VEIN))
-    c.paint(scene.aorta, T.AORTA, (*around, T.CAVA, T.ARTERY, T.VEIN))
-    _plaques(scene, iliacs)
 
 
 def _iliac_vessels(scene: Scene, fork: ArrayLike, meeting: ArrayLike, ra: float, rv: float) -> list[Tube]:
@@ -109,6 +116,7 @@ def _plaques(scene: Scene, iliacs: list[Tube]) -> None:
 
 
 def mesenteric_vessels(scene: Scene, aorta_y: float, low: float) -> None:
+    """Around the pancreas: coeliac trunk, superior mesenteric vessels, portal and splenic vein; leaves ``confluence``, ``splenic``."""
     n, c = scene.n, scene.canvas
     over = (T.FAT, *BOWEL, T.LIVER)
     sma = [
