@@ -24,6 +24,7 @@ Corners = tuple[NDArray[np.float64], NDArray[np.float64]]  # lowest and highest 
 LOW = np.array([-280.0, -230.0, -460.0])
 HIGH = np.array([280.0, 230.0, 360.0])
 SLAB, PIECE = 1 << 15, 1 << 19  # voxels that are measured, and painted, at a time
+FEW = 8000  # voxels, below which it takes longer to find where a part lies than to measure it in all of them
 COLUMNS = 64  # of a grid that a spline is evaluated in at a time
 
 
@@ -440,6 +441,9 @@ class Canvas:
         self, bounds: Corners, out: Floats, box: Box, shift: Corners, margin: float
     ) -> Iterator[tuple[Box, Floats, Corners]]:
         """The voxels in ``box`` that a part with these corners can reach, ``out`` there, its displacements; or nothing."""
+        if out.size < FEW:
+            yield box, out, shift
+            return
         found = self._reach((bounds[0] - margin, bounds[1] + margin), shift, rounds=1)
         if found is None:
             return
