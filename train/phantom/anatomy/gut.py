@@ -72,7 +72,7 @@ class Gut:
         """Loops, in nests where fat keeps them apart; jejunum under the stomach. One gut in 14 is dilated."""
         b = self.body
         calibre = self._u(0.8, 1.15) * (self._u(1.3, 1.8) if self.r.random() < 0.07 else 1)
-        loops = int(self._u(56, 88) * (1.5 - 0.7 * b.visceral) / calibre)
+        loops = int(self._u(60, 92) * (1.5 - 0.7 * b.visceral) / calibre)
         nested = 0.25 + 0.4 * b.visceral
         nests = [self._anywhere(k == 0) for k in range(5)]
         for _ in range(loops):
@@ -88,11 +88,12 @@ class Gut:
     def _anywhere(self, jejunum: bool) -> Doubles:
         """A place for a loop: jejunum on the left under the stomach, ileum in all of the lower abdomen."""
         b = self.body
-        low, high, bottom, top = (0.05, 0.72, -40, 62) if jejunum else (-0.68, 0.72, -215, 30)
-        x = self._u(low, high) * self.half
+        low, high, bottom, top = (0.05, 0.72, -40, 62) if jejunum else (-0.68, 0.72, -260, 30)
+        z = self._u(bottom, top)
+        x = self._u(low, high) * self.half * float(np.interp(z, (-260, -190), (0.5, 1.0)))  # the pelvis is narrow
         y = self._u(-0.82 * b.cavity_front, 0.16 * b.cavity_back)
         y += 0.4 * b.cavity_back * max(0.0, abs(x) / self.half - 0.35)  # beside the spine's muscles
-        return np.array([x, y, self._u(bottom, top)])
+        return np.array([x, y, z])
 
     def _walk(self, centre: Doubles) -> list[Doubles]:
         points, heading = [centre], self.r.normal(size=3) * (1, 0.7, 0.7)

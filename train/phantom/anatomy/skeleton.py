@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 
 from train.phantom.anatomy.scene import ANY_BODY, Scene
-from train.phantom.canvas import Ellipsoid, Tube
+from train.phantom.canvas import Ellipsoid, Tube, through, vector
 from train.phantom.tissue import T
 
 
@@ -93,6 +93,7 @@ def pelvis(scene: Scene) -> None:
     for side in (-1, 1):
         wing = Ellipsoid((side * 92 * scene.ax, y0 + 2, -166), (7.5, 52, 52), (0, -side * 0.42, -side * 0.62), 0.4)
         c.paint_layers(wing, bone, over)
+        _hip_muscles(scene, wing, side)
         column = np.array([(side * 62, y0 + 34, -195), (side * 84, y0 + 10, -225), (side * 90, y0 - 12, -262)])
         c.paint_layers(Tube(column, [13, 14, 21]), bone, over)
         head = (side * 97 * scene.ax, y0 - 12, -275)
@@ -125,3 +126,20 @@ def pelvis(scene: Scene) -> None:
     c.paint_layers(bladder, ((0, T.PELVIC), (scene.u(2.5, 5), T.URINE)), [T.FAT])
     c.paint(Ellipsoid((scene.n(0, 6), y0 - 14, -278), (26, 20, scene.u(20, 45))), T.PELVIC, [T.FAT])
     scene.gut.rectum()
+
+
+def _hip_muscles(scene: Scene, wing: Ellipsoid, side: int) -> None:
+    """Iliacus inside the hip bone's wing, the lesser gluteal muscles outside, the internal obturator below."""
+    bulk, r = scene.wall.uniform(0.7, 1.3), scene.wall
+    for inside, thick, over in ((-1, 12, (T.FAT,)), (1, 17, (T.FAT, T.SUBCUTANEOUS))):
+        shift = wing.turn @ vector(side * inside * (5 + 0.8 * thick * bulk), 0, 0)
+        muscle = Ellipsoid(wing.centre + shift, vector(thick * bulk, 46, 48))
+        muscle.turn = wing.turn
+        scene.canvas.paint(muscle, T.MUSCLE, over)
+    lateral = [wing.at(0, -0.2, -0.6) + vector(side * 16, 0, 0), vector(side * 118 * scene.ax, wing.centre[1], -235)]
+    lateral += [vector(side * 136 * scene.ax, wing.centre[1] + 4, -290)]
+    scene.canvas.paint(
+        Tube(through(lateral), np.array((20, 24, 16)) * bulk, (0.9, 1.4, 1)), T.MUSCLE, (T.FAT, T.SUBCUTANEOUS)
+    )
+    x, y = side * r.uniform(54, 62) * scene.ax, scene.body.spine(-180)[1] - r.uniform(0, 10)
+    scene.canvas.paint(Ellipsoid((x, y, -285), (9 * bulk, 34, 36), (0, 0, side * 0.25)), T.MUSCLE, [T.FAT])
