@@ -31,6 +31,8 @@ def duodenum_and_pancreas(scene: Scene) -> None:
     widths = np.array([9, 13 * bulb, 12, 12, 12, 11, 9.5, 10.5, 10.5]) * np.exp(scene.r.normal(0, 0.13, 9))
     tube = Tube(scene.course(duodenum, 2.5), widths, (1, scene.u(0.8, 1.0), 1))
     tube = tube.bumpy(scene.r, scene.u(0.05, 0.16))
+    widest = 1.6 * float(np.median(tube.radii))  # a bulb of 6 cm is none
+    tube = Tube(tube.points, np.minimum(tube.radii, widest), (1, float(tube.stretch[1]), 1))
     tube = tube.of_volume(scene.grown_target("duodenum", tube.points) * 1.1)
     ends = tube.points[-1]
     jejunum = Tube(
