@@ -1,6 +1,6 @@
 """The whole command, cold, beside nnU-Net's: time, CPU and memory, stage by stage; and how ours grows with the scan.
 
-    python -m benchmarks.whole [--repeats 3] [--out docs/bench.json]      # `make bench`; an hour on two cores the first time
+    python -m benchmarks.whole [--repeats 3] [--out docs/bench.json]      # `make bench`; half an hour on two cores the first time
 
 Both sides run the same full-size network on the same phantom (benchmarks/sides.py), alternately, a process each. Every run is
 kept in build/bench, so that a bench that was cut off goes on; a run whose program, network or scan changed is made again. The
