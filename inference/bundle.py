@@ -151,10 +151,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A plan with the bytes of its network, whose hash was checked."""
+    """A plan with the bytes of its network, whose hash was checked, and the file that they were read from, if any."""
 
     plan: Plan
     model: bytes = field(repr=False)
+    file: Path | None = field(default=None, compare=False)
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -176,7 +177,7 @@ def read_bundle(folder: Path) -> Bundle:
         raise BundleError(
             f"{model_path}: sha256 is {found}; {PLAN_NAME} expects {plan.model.sha256}: not the bundle's network"
         )
-    return Bundle(plan, model)
+    return Bundle(plan, model, model_path)
 
 
 def write_bundle(folder: Path, bundle: Bundle) -> None:

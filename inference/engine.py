@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import math
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.bundle import Bundle, BundleError, Plan
+from inference.mapped import MappedWeights
 from inference.onnx_file import FLOAT, FLOAT16, INT64, Node, OnnxFileError, append, open_port, opset, ports, to_half
 from inference.resample import Floats
 from inference.sliding_window import Window
@@ -128,11 +130,14 @@ class OpenVinoEngine:
             _check_ports(bundle.plan, len(model.inputs), len(model.outputs))
             _check_input(bundle.plan, _dimensions(model.input(0).partial_shape))
             model.reshape([1, 1, *bundle.plan.patch])
+            weights = _mapped(bundle, model)
             _check_output(bundle.plan, _dimensions(model.output(0).partial_shape))
             options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
             if precision == "f32":
                 options["INFERENCE_PRECISION_HINT"] = "f32"
             compiled = core.compile_model(model, "CPU", options)
+            if weights:
+                weights.give_back()
         except RuntimeError as error:
             raise BundleError(
                 f"{bundle.plan.model.file}: OpenVINO refuses the network ({_first_line(error)})"
@@ -301,6 +306,18 @@ class OnnxRuntimeEngine:
         if self._provider not in session.get_providers():
             raise EngineError(f"device cuda: no GPU that ONNX Runtime can use; it found {session.get_providers()}")
         return session
+
+
+def _mapped(bundle: Bundle, model: Any) -> MappedWeights | None:
+    """The weights of an OpenVINO model, laid over the bundle's file where there is one; None where that cannot be done."""
+    if bundle.file is None or not hasattr(mmap, "MADV_DONTNEED"):
+        return None
+    try:
+        weights = MappedWeights(bundle.file)
+        return weights if weights.lay_under(model) else None
+    except (OSError, ValueError) as error:
+        log.info("%s: its weights stay in memory twice (%s)", bundle.file, _first_line(error))
+        return None
 
 
 def _read_network(bundle: Bundle, half: bool) -> bytes:

@@ -96,6 +96,17 @@ def ports(content: bytes) -> tuple[list[Port], list[Port]]:
     return [port for port in inputs if port.name not in weights], outputs
 
 
+def raw_tensors(content: memoryview) -> dict[str, memoryview]:
+    """The weights that lie in the file as plain bytes, by name: parts of ``content``. Raises OnnxFileError."""
+    found = {}
+    for number, _, tensor in _fields(_graph(content)):
+        if number == GRAPH_INITIALIZER:
+            entries = {key: value for key, _, value in _fields(_buffer(tensor)) if key in (TENSOR_NAME, TENSOR_RAW)}
+            if len(entries) == 2:
+                found[_text(entries[TENSOR_NAME])] = _buffer(entries[TENSOR_RAW])
+    return found
+
+
 def opset(content: bytes) -> int:
     """Version of ONNX's own operations that a file asks for. Raises OnnxFileError."""
     for number, _, value in _fields(content):
@@ -230,7 +241,7 @@ def _kind(node: memoryview) -> str:
     return next((_text(value) for number, _, value in _fields(node) if number == NODE_TYPE), "")
 
 
-def _graph(content: bytes) -> memoryview:
+def _graph(content: bytes | memoryview) -> memoryview:
     for number, _, value in _fields(content):
         if number == MODEL_GRAPH:
             return _buffer(value)
