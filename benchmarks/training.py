@@ -15,8 +15,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from inspect import isfunction
 from pathlib import Path
 from statistics import median
+from types import ModuleType
 from typing import Any
 
 from benchmarks.sides import CACHE, ROOT
@@ -30,7 +32,6 @@ from train.workspace import CONFIGURATION, LABELLED_DATASET, PLANS, TRAINER, Wor
 log = logging.getLogger("benchmarks.training")
 
 SIDES = ("nnU-Net", "ours")
-FAST = ("initialize", "_build_loss", "train_step")  # what the trainer does its own way on a CPU
 CASES = 4
 WARM_UP, ITERATIONS = 4, 12
 SETTINGS = ("training.device=cpu", "training.augmentation_workers=0", "training.folds=2", "training.start_from=")
@@ -62,7 +63,7 @@ def iterate(side: str, config: Config, workspace: Workspace) -> dict[str, Any]:
             LABELLED_DATASET, CONFIGURATION, "all", TRAINER, PLANS, device=torch.device("cpu")
         )
         if side == "nnU-Net":
-            for name in FAST:
+            for name in fast_methods(type(trainer), sys.modules["cpu_training"]):
                 delattr(type(trainer), name)
         trainer.on_train_start()
         seconds = []
@@ -72,6 +73,24 @@ def iterate(side: str, config: Config, workspace: Workspace) -> dict[str, Any]:
             trainer.train_step(batch)
             seconds.append(time.monotonic() - start)
     return {"seconds": seconds[WARM_UP:], "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def fast_methods(trainer: type, fast: ModuleType) -> list[str]:
+    """What ``trainer`` does its own way on a CPU: the methods it overrides that ask whether it is on one, or use ``fast``.
+
+    Its constructor only notes where it is. Raises RuntimeError where there is none: then both sides would be the same.
+    """
+    wanted = {name for name, value in vars(fast).items() if getattr(value, "__module__", "") == fast.__name__}
+    wanted.add("on_cpu")
+    found = [
+        name
+        for name, method in vars(trainer).items()
+        if name != "__init__" and isfunction(method) and hasattr(trainer.__base__, name)
+        if wanted & set(method.__code__.co_names)
+    ]
+    if not found:
+        raise RuntimeError(f"{trainer.__name__} overrides nothing for a CPU; expected what makes it fast there")
+    return found
 
 
 def run_side(side: str, arguments: Sequence[str]) -> dict[str, Any]:
