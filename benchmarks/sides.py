@@ -60,7 +60,7 @@ STEP = 0.9
 WIDER = 4
 # Twenty minutes on two cores, two on a GPU.
 TRAINING = {
-    "cpu": ["network.patch=[32,192,192]", "network.batch_size=1", "training.max_minutes=20"],
+    "cpu": ["network.patch=[24,160,160]", "network.batch_size=1", "training.max_minutes=20"],
     "cuda": ["training.max_minutes=2"],
 }
 COMMON = [
@@ -69,7 +69,7 @@ COMMON = [
     "training.validation_iterations=1",
     "training.foreground_oversampling=1.0",
     "training.optimizer=adamw",
-    "training.learning_rate=0.001",
+    "training.learning_rate=0.002",
     "training.mirroring=false",
     "training.augmentation=none",
     "training.augmentation_workers=0",
