@@ -5,14 +5,14 @@ from functools import cache
 
 import numpy as np
 import pytest
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, distance_transform_edt, label
 
 from inference.organs import ORGANS
 from train.phantom import Disease, Grid, generate
 from train.phantom.anatomy import Scene, build
 from train.phantom.anatomy.scene import TARGETS
 from train.phantom.body import Body, field
-from train.phantom.canvas import Canvas, Composite, Ellipsoid, Tube
+from train.phantom.canvas import Below, Canvas, Composite, Ellipsoid, Tube
 from train.phantom.sheet import arrange
 from train.phantom.tissue import label_table
 from train.phantom.volumes import LIMITS
@@ -96,6 +96,60 @@ def test_the_duodenum_goes_around_the_head_of_the_pancreas(seed: int) -> None:
     assert duodenum[:, x].min() < pancreas[:, x].min() + 2  # to the right of it
     assert duodenum[:, z].min() < pancreas[:, z].min() + 4  # and below it, but for an uncinate process of 2 cm
     assert centre(array, "stomach")[x] > centre(array, "duodenum")[x]
+
+
+# Lean and stout; in the first version of the liver the wall drew it into a sheet in most of them.
+LIVERS = (401, 402, 405, 407, 410, 412, 413, 416, 425, 432, 447, 453)
+
+
+@pytest.mark.parametrize("seed", LIVERS)
+def test_the_liver_ends_at_the_height_of_the_right_kidney(seed: int) -> None:
+    array = labels(seed)
+    liver, kidney = (np.flatnonzero((array == ID[name]).any((1, 2))) for name in ("liver", "right_kidney"))
+    assert (liver[0] - kidney[0]) * SPACING[0] >= -30
+
+
+@pytest.mark.parametrize("seed", LIVERS)
+def test_the_liver_does_not_lie_behind_the_right_kidney(seed: int) -> None:
+    array = labels(seed)
+    behind = np.maximum.accumulate(array == ID["right_kidney"], axis=1) & (array == ID["liver"])
+    assert behind.sum() * np.prod(SPACING) / 1000 < 8  # mL, of a body that lies askew
+
+
+def test_the_liver_beside_the_kidneys_lower_half_is_no_sheet() -> None:
+    lost = []
+    for seed in LIVERS:
+        array = labels(seed)
+        kidney = np.flatnonzero((array == ID["right_kidney"]).any((1, 2)))
+        lower = np.pad((array == ID["liver"])[: int(kidney.mean()) + 1], 4)
+        core = distance_transform_edt(lower, sampling=SPACING) > 6
+        opened = distance_transform_edt(~core, sampling=SPACING) <= 6
+        lost.append((lower & ~opened).sum() * np.prod(SPACING) / 1000)
+    assert max(lost) < 55  # mL that are thinner than 12 mm: the lower edge
+    assert np.mean(lost) < 32
+
+
+@pytest.mark.parametrize("seed", LIVERS)
+def test_liver_and_spleen_are_whole(seed: int) -> None:
+    for name in ("liver", "spleen"):
+        pieces, count = label(labels(seed) == ID[name], np.ones((3, 3, 3)))
+        sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
+        assert sizes.max() / sizes.sum() > 0.99, name
+
+
+def test_a_hole_stays_where_the_shape_around_it_swells() -> None:
+    shape_field = field(Body.draw(5), 5)
+    grid = Grid.covering((-60, -60, -60), (60, 60, 60), (3, 3, 3))
+    canvas = Canvas(grid, shape_field.lattice, shape_field.displacement, shape_field.turn)
+    ball, below = Ellipsoid((0, 0, 0), (30, 30, 30)), Below((0, 0, -5), (0.2, -0.1))
+    for box, e in canvas.distances(ball, 12.0):
+        e -= 12.0
+        canvas.carve(box, e, [below])
+        canvas.coat(box, e, [(0.0, 1, [0])])
+    x, y, z = canvas.points
+    inside = (ball.distance(canvas.points) < 12) & (z + 5 > 0.2 * x - 0.1 * y)
+    assert np.array_equal(canvas.tissue == 1, inside)
+    assert inside.any()
 
 
 def test_bodies_differ_in_build_and_in_fat() -> None:

@@ -117,6 +117,7 @@ def _mottles(hu: Floats, r: np.random.Generator) -> tuple[Mottle, ...]:
         Mottle(T.STOMACH_FOOD, u(-0.2, 0.8), float(r.choice((fat, u(-500, -150), u(60, 200))))),
         Mottle(T.FOLDS, u(-0.3, 0.3), float(hu[T.BOWEL_WALL]) + u(-5, 15)),
         Mottle(T.MUSCLE, u(0.55, 2.2), 0.5 * (fat + float(hu[T.MUSCLE]))),
+        Mottle(T.PANCREAS, u(0.5, 2.6), 0.6 * fat + 0.4 * float(hu[T.PANCREAS])),
     )
 
 
