@@ -69,7 +69,7 @@ def test_only_ascending_and_transverse_colon_press_into_the_liver() -> None:
 
 def test_colon_does_not_press_deep_into_the_liver() -> None:
     face = Below((0, 0, -40), (0.3, 0.1))
-    painter, canvas = gut(6)
+    painter, canvas = gut(4)
     painter.colon()
     canvas.tissue[:] = T.LIVER
     painter.press_into_liver(face)
