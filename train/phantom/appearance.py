@@ -78,6 +78,7 @@ def draw_look(r: np.random.Generator, disease: Disease, lesions: dict[int, Lesio
     adrenal = u(12, 42) + e * u(20, 75)
     hu[T.RIGHT_ADRENAL], hu[T.LEFT_ADRENAL] = adrenal, adrenal + u(-4, 4)
     hu[T.GALLBLADDER] = u(-4, 24) if r.random() < 0.88 else u(24, 75)  # sludge, contrast medium in the bile
+    hu[T.GALLBLADDER_WALL] = u(22, 48) + e * u(5, 65)
     mixed = hu.copy()
     _lumina(hu, mixed, r, e)
     if e and r.random() < 0.4:  # blood from the legs comes late

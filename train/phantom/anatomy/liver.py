@@ -112,13 +112,13 @@ def gallbladder(scene: Scene) -> None:
     b, n, c = scene.body, scene.n, scene.canvas
     shape = np.array([n(12, 1.5), n(13, 1.5), n(27, 4)])
     x, y = n(-53, 9) * scene.ax, -0.4 * b.cavity_front + n(0, 8)
-    angles = (n(0.72, 0.25), n(0.15, 0.2), n(0.0, 0.25))
+    angles = (n(-0.6, 0.25), n(0.15, 0.2), n(0.0, 0.25))  # fundus down and to the front, neck up and to the back
     # The fossa: where a line upwards at (x, y) first meets the liver's undersurface.
     z = np.arange(-60.0, 110.0, 2.0).astype(np.float32)
     inside = scene.liver.distance((np.full_like(z, x), np.full_like(z, y), z)) < 0
     under = float(z[np.argmax(inside)]) if inside.any() else 20.0
     target = scene.grown_target("gallbladder", np.array((x, y, under)))
-    axes = shape * (target * 1000 / (4 / 3 * np.pi * float(np.prod(shape)))) ** (1 / 3)
+    axes = shape * (0.95 * target * 1000 / (4 / 3 * np.pi * float(np.prod(shape)))) ** (1 / 3)
     gallbladder = Ellipsoid((x, y, under + 1), axes, angles, 0.1)
     scene.shapes["gallbladder"] = gallbladder
     if "gallbladder" in scene.disease.absent:
@@ -128,7 +128,17 @@ def gallbladder(scene: Scene) -> None:
     opening = Ellipsoid((x + 4.0, y - 4.5, under + 1), axes, angles, 0.1)
     c.paint(opening.grown(4.0), T.FAT, ORGAN_TISSUES["liver"])
     over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], *ORGAN_TISSUES["duodenum"], T.MUSCLE)
-    c.paint(gallbladder, T.GALLBLADDER, over)
+    thick = min(scene.u(0.7, 2.4), 0.3 * float(axes.min()))
+    layers = ((0.0, int(T.GALLBLADDER_WALL)), (thick, int(T.GALLBLADDER)))
+    for part in (_neck(gallbladder, scene.porta), gallbladder):
+        c.paint_layers(part, layers, (*over, T.GALLBLADDER_WALL))
+
+
+def _neck(gallbladder: Ellipsoid, porta: Doubles) -> Tube:
+    """From the gallbladder's upper end a bit of the way to the porta hepatis, narrower and narrower."""
+    start, end = gallbladder.at(0, 0, 0.55), gallbladder.at(0, 0, 1.05)
+    tip = end + (porta - end) * min(1.0, 9 / float(np.linalg.norm(porta - end)))
+    return Tube(through([start, end, tip], 3), [0.75 * gallbladder.axes.min(), 0.42 * gallbladder.axes.min(), 2.2])
 
 
 def spleen(scene: Scene) -> None:
