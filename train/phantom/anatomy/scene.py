@@ -27,7 +27,7 @@ TARGETS: dict[str, tuple[float, float, float, float]] = {
     "right_kidney": (165, 0.18, 108, 240),
     "left_kidney": (171, 0.18, 110, 246),
     "pancreas": (78, 0.27, 42, 130),
-    "gallbladder": (30, 0.45, 9, 75),
+    "gallbladder": (30, 0.45, 9, 66),
     "stomach": (270, 0.55, 95, 780),
     "right_adrenal_gland": (3.9, 0.26, 2.2, 6.4),
     "left_adrenal_gland": (4.5, 0.26, 2.5, 6.2),
