@@ -10,7 +10,7 @@ from inference.organs import ORGANS
 from train.phantom import Grid, generate
 from train.phantom.anatomy.scene import TARGETS
 from train.phantom.body import Body, field
-from train.phantom.canvas import Below, Canvas, Composite, Ellipsoid, Tube
+from train.phantom.canvas import Below, Canvas, Composite, Ellipsoid, Tube, _among
 from train.phantom.census import ABDOMEN, SPACING, census, healthy_labels, outside, volumes
 from train.phantom.sheet import arrange
 from train.phantom.volumes import LIMITS
@@ -162,6 +162,12 @@ def test_a_composite_painted_in_parts_equals_its_distance_everywhere() -> None:
     canvas.paint(shape, 1, [0])
     assert np.array_equal(canvas.tissue == 1, shape.distance(canvas.points) < 0)
     assert (canvas.tissue == 1).any()
+
+
+@pytest.mark.parametrize("tissues", [(), (7,), (0,), (30, 31), (7, 8, 9, 11, 27, 2), (255, 0, 254)])
+def test_tissues_are_found_as_a_table_would_find_them(tissues: tuple[int, ...]) -> None:
+    view = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert np.array_equal(_among(tissues, view), np.isin(view, tissues))
 
 
 def test_coats_are_painted_in_turn() -> None:

@@ -16,7 +16,11 @@ def processes(count: int) -> Iterator[ProcessPoolExecutor]:
     os.environ.update(dict.fromkeys(before, "1"))
     try:
         with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield pool
+            try:
+                yield pool
+            except BaseException:  # what waits is not begun, or Ctrl-C would only be heard at the end
+                pool.shutdown(cancel_futures=True)
+                raise
     finally:
         for key, value in before.items():
             os.environ.pop(key, None)
