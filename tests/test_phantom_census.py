@@ -2,6 +2,7 @@
 
 import logging
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,14 @@ def test_a_wrong_option_is_one_line(wrong: list[str], caplog: pytest.LogCaptureF
     assert len(caplog.messages) == 1
 
 
-def test_what_waits_is_not_begun_after_an_error() -> None:
-    with pytest.raises(KeyError), processes(1) as pool:
-        waiting = [pool.submit(time.sleep, 0.1) for _ in range(60)]
+def stop_at_once(waiting: list[Future[None]]) -> None:
+    with processes(1) as pool:
+        waiting += [pool.submit(time.sleep, 0.1) for _ in range(60)]
         raise KeyError
+
+
+def test_what_waits_is_not_begun_after_an_error() -> None:
+    waiting: list[Future[None]] = []
+    with pytest.raises(KeyError):
+        stop_at_once(waiting)
     assert sum(future.cancelled() for future in waiting) > 30

@@ -300,7 +300,7 @@ class Tube:
         scale = (1 / self.stretch).astype(np.float32)
         start = (self.points[i] / self.stretch).astype(np.float32)
         step = (self.points[i + 1] / self.stretch).astype(np.float32) - start
-        d = [p * s - a if s != 1 else p - a for p, s, a in zip(points, scale, start, strict=True)]
+        d: list[Floats] = [p * s - a if s != 1 else p - a for p, s, a in zip(points, scale, start, strict=True)]
         t = _dot(d, step)
         t /= np.float32(max(float(step @ step), 1e-6))
         np.maximum(t, 0, out=t)
