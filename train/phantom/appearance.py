@@ -298,7 +298,7 @@ def render(
     tissue = canvas.tissue[factor // 2 :: factor]
     texture = add_texture(image, tissue, grid, look, stream(seed, "texture"))
     blur = [float(np.hypot(scanner.blur / s, 0.28)) for s in grid.spacing[1:]]
-    image = gaussian_filter(image, (0, *blur), truncate=2.5, output=np.float32)
+    gaussian_filter(image, (0, *blur), truncate=2.5, output=image)  # line by line: it may be its own result
     r = stream(seed, "artefact")
     r.random(8)  # draw_artefact's
     streaked = streak(image, tissue == T.METAL, grid, r)
@@ -390,10 +390,10 @@ def speckle(grid: Grid, scanner: Scanner, low_dose: bool, r: np.random.Generator
     sigma = [scanner.correlation / s for s in grid.spacing[1:]]
     between = 0.25 * max(scanner.thickness / grid.spacing[0] - 1, 0)  # overlapping slices share their noise
     if max(*sigma, between) > 0.25:
-        out = gaussian_filter(out, (between, *sigma), truncate=2.5, output=np.float32)
+        gaussian_filter(out, (between, *sigma), truncate=2.5, output=out)
     if low_dose:
         across = r.standard_normal(grid.shape, dtype=np.float32)
-        across = gaussian_filter(across, (0, 0.5, 10 / grid.spacing[2]), truncate=2, output=np.float32)
+        gaussian_filter(across, (0, 0.5, 10 / grid.spacing[2]), truncate=2, output=across)
         across *= np.float32(0.33 * float(out.std()) / max(float(across.std()), 1e-6))
         out += across
     level = np.float32(scanner.noise / max(float(out[:: max(1, grid.shape[0] // 8)].std()), 1e-6))
