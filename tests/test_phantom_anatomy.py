@@ -30,7 +30,8 @@ def centre(array: np.ndarray, name: str) -> np.ndarray:
     return np.argwhere(array == ID[name]).mean(0) * SPACING
 
 
-@pytest.mark.parametrize("seed", FEW)
+# After eight at random: a small spleen beside a large kidney, a flat body, glands and a stomach that once were too large, too small.
+@pytest.mark.parametrize("seed", [*FEW, 192, 227, 209, 229])
 def test_every_organ_is_within_its_limits(seed: int) -> None:
     assert not outside(volumes(labels(seed)))
 

@@ -8,6 +8,8 @@ from train.phantom.body import _layers
 from train.phantom.canvas import Below, Composite, Ellipsoid, Tube, through, vector
 from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
 
+LEAST_LIVER = 1070.0  # mL inside the cavity, of which neighbours may take a third
+LEAST_SPLEEN = 93.0  # mL beside the left kidney, of which stomach and deformation take some
 NARROW = 18.0  # mm between kidney and wall: the liver stays in front
 
 
@@ -49,6 +51,10 @@ def liver(scene: Scene) -> None:
     }
     hug = Hug(-1, float(scene.wall.uniform(4, 16)) * (1 - 0.4 * b.visceral), float(scene.wall.uniform(25, 50)))
     scale = scene.fit(lambda k: _liver_at(scene, k, pose), scene.targets["liver"] * 1.25, hug, 1.5)
+    if scene.room(_liver_at(scene, scale, pose), hug) < LEAST_LIVER:  # a flat body: further down, and over the kidney
+        pose["edge"] = pose["edge"] - vector(0, 0, 40)
+        pose["fossa_axes"] = pose["fossa_axes"] * (0.8, 1, 1)
+        scale = scene.fit(lambda k: _liver_at(scene, k, pose), 1.2 * LEAST_LIVER, hug)
     liver = _liver_at(scene, scale, pose)
     coats = ((-2.6, T.BOWEL_WALL, LUMEN), (0.0, T.LIVER, FREE))
     scene.paint_at_the_wall(liver, coats, hug)
@@ -160,6 +166,15 @@ def spleen(scene: Scene) -> None:
 
     hug = Hug(1, float(scene.wall.uniform(2, 12)) * (1 - 0.4 * b.visceral), float(scene.wall.uniform(0, 14)))
     scale = scene.fit(at, target * 1.08, hug)
+    kidney = scene.shapes["left_kidney"]
+    assert isinstance(kidney, Ellipsoid)
+    beside = kidney.grown(scene.gap + 2)
+
+    def free(scale: float) -> Composite:
+        return Composite(at(scale).parts, (*at(scale).holes, beside))
+
+    if scene.room(free(scale), hug) < LEAST_SPLEEN:  # a large kidney in a lean body would squeeze a small spleen out
+        scale = scene.fit(free, LEAST_SPLEEN + 12, hug)
     missing = "spleen" in scene.disease.absent
     if not missing:
         spleen = at(scale)

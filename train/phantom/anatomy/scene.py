@@ -121,8 +121,20 @@ class Scene:
 
     def fit(self, at: Callable[[float], Composite], millilitres: float, hug: Hug, most: float = 1.6) -> float:
         """Scale of a shape at which its part inside the abdominal cavity measures ``millilitres`` in the scan."""
+        cavity = self._cavity(at(most), hug)
+        lowest, highest = 0.5, most
+        for _ in range(8):
+            middle = (lowest + highest) / 2
+            lowest, highest = (middle, highest) if cavity.volume(at(middle)) < millilitres else (lowest, middle)
+        return (lowest + highest) / 2
+
+    def room(self, shape: Composite, hug: Hug) -> float:
+        """mL that a shape measures in the scan inside the abdominal cavity."""
+        return self._cavity(shape, hug).volume(shape)
+
+    def _cavity(self, shape: Composite, hug: Hug) -> "_Cavity":
         step = 7.0
-        low, high = at(most).bounds()
+        low, high = shape.bounds()
         axes = [np.arange(lo, hi, step) for lo, hi in zip(low, high, strict=True)]
         x, y, z = (a.ravel() for a in np.meshgrid(*axes, indexing="ij"))
         wall, under = _layers(self.body, x, y, z)[2], self.body.dome(x, y) - z
@@ -130,12 +142,7 @@ class Scene:
         growth = self.field.growth_at(x[keep], y[keep], z[keep])
         points = (x[keep].astype(np.float32), y[keep].astype(np.float32), z[keep].astype(np.float32))
         pull = hug.pull(points[0], *(depth[keep].astype(np.float32) for depth in (wall, under)))
-        lowest, highest = 0.5, most
-        for _ in range(8):
-            middle = (lowest + highest) / 2
-            volume = float((1 / growth[_swollen(at(middle), points, pull) < 0]).sum()) * step**3 / 1000
-            lowest, highest = (middle, highest) if volume < millilitres else (lowest, middle)
-        return (lowest + highest) / 2
+        return _Cavity(points, pull, step**3 / 1000 / growth)
 
     def paint_at_the_wall(self, shape: Composite, coats: Sequence[Coat], hug: Hug) -> None:
         """As ``Canvas.paint_in_turn``, but the shape's parts swell towards wall and diaphragm, and its holes stay."""
@@ -148,6 +155,19 @@ class Scene:
             e -= sampler.at(pull, box)
             c.carve(box, e, shape.holes)
             c.coat(box, e, coats)
+
+
+@dataclass(frozen=True)
+class _Cavity:
+    """Points in the abdominal cavity, the pull of its wall there in mm, and the mL in the scan that each stands for."""
+
+    points: Points
+    pull: Floats
+    millilitres: Doubles
+
+    def volume(self, shape: Composite) -> float:
+        """mL of ``shape`` in the scan."""
+        return float(self.millilitres[_swollen(shape, self.points, self.pull) < 0].sum())
 
 
 def _swollen(shape: Composite, points: Points, pull: Floats) -> Floats:
