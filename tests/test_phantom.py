@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter1d
 
 from inference.organs import ORGANS
 from inference.postprocess import Context, return_gallbladder_to_liver
 from inference.volume import read_labels, read_volume
 from train.phantom import AUXILIARY, Disease, Grid, Phantom, Recipe, add_arguments, generate, run, write_dataset
+from train.phantom.appearance import _through_plane
 from train.phantom.canvas import Ellipsoid, Tube
 from train.phantom.cohort import field_of_view
 from train.phantom.volumes import LIMITS
@@ -147,6 +149,17 @@ def test_an_ellipsoid_reaches_its_bounds_when_turned() -> None:
     low, high = shape.bounds()
     assert np.abs(inside.min(0) - low).max() < 1.5
     assert np.abs(inside.max(0) - high).max() < 1.5
+
+
+@pytest.mark.parametrize(("factor", "sigma"), [(1, 0.1), (1, 0.36), (1, 3.6), (3, 1.08)])
+def test_a_slices_profile_is_that_of_a_gaussian_filter(factor: int, sigma: float) -> None:
+    r = np.random.default_rng(1)
+    tissue, hu = r.integers(0, 256, (9, 6, 5), dtype=np.uint8), r.normal(0, 300, 256).astype(np.float32)
+    whole = hu[tissue]
+    if sigma > 0.2:
+        whole = gaussian_filter1d(whole, sigma, axis=0, truncate=2.2, output=np.float32, mode="nearest")
+    expected = whole[factor // 2 :: factor]
+    assert np.allclose(_through_plane(hu, tissue, factor, sigma), expected, rtol=0, atol=1e-3)
 
 
 def test_a_data_set_has_the_layout_of_flare22_and_is_resumed(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def draw_look(r: np.random.Generator, disease: Disease, lesions: dict[int, Lesio
     adrenal = u(12, 42) + e * u(20, 75)
     hu[T.RIGHT_ADRENAL], hu[T.LEFT_ADRENAL] = adrenal, adrenal + u(-4, 4)
     hu[T.GALLBLADDER] = u(-4, 24) if r.random() < 0.88 else u(24, 75)  # sludge, contrast medium in the bile
+    hu[T.GALLBLADDER_WALL] = u(22, 48) + e * u(5, 65)
     mixed = hu.copy()
     _lumina(hu, mixed, r, e)
     if e and r.random() < 0.4:  # blood from the legs comes late
@@ -117,6 +118,7 @@ def _mottles(hu: Floats, r: np.random.Generator) -> tuple[Mottle, ...]:
         Mottle(T.STOMACH_FOOD, u(-0.2, 0.8), float(r.choice((fat, u(-500, -150), u(60, 200))))),
         Mottle(T.FOLDS, u(-0.3, 0.3), float(hu[T.BOWEL_WALL]) + u(-5, 15)),
         Mottle(T.MUSCLE, u(0.55, 2.2), 0.5 * (fat + float(hu[T.MUSCLE]))),
+        Mottle(T.PANCREAS, u(0.5, 2.6), 0.6 * fat + 0.4 * float(hu[T.PANCREAS])),
     )
 
 
@@ -292,28 +294,25 @@ def render(
     Texture lives in body space and is the same on every grid; blur, gain, noise and artefacts belong to the scanner.
     """
     grid = slices(canvas.grid, factor)
-    image = _through_plane(recode(look.hu, canvas.tissue), canvas.grid.spacing[0], factor, scanner.thickness)
+    image = _through_plane(look.hu, canvas.tissue, factor, 0.36 * scanner.thickness / canvas.grid.spacing[0])
     tissue = canvas.tissue[factor // 2 :: factor]
     texture = add_texture(image, tissue, grid, look, stream(seed, "texture"))
     blur = [float(np.hypot(scanner.blur / s, 0.28)) for s in grid.spacing[1:]]
-    image = gaussian_filter(image, (0, *blur), truncate=2.5, output=np.float32)
+    gaussian_filter(image, (0, *blur), truncate=2.5, output=image)  # line by line: it may be its own result
     r = stream(seed, "artefact")
     r.random(8)  # draw_artefact's
     streaked = streak(image, tissue == T.METAL, grid, r)
     if artefacts.motion:
         image = move(image, grid, artefacts.motion, r)
-    _calibrate(image, grid, scanner)
-    image += speckle(grid, scanner, artefacts.low_dose, stream(seed, "noise"))
+    _calibrate(image, speckle(grid, scanner, artefacts.low_dose, stream(seed, "noise")), grid, scanner)
     if artefacts.truncation:
         truncate(image, grid, artefacts.truncation, r)
-    np.rint(image, out=image)
-    np.clip(image, -1024, 3071, out=image)
     drawn: dict[str, object] = {
         "scanner": asdict(scanner),
         "texture": asdict(texture),
         "artefacts": artefacts.record(streaked),
     }
-    return image.astype(np.int16), drawn
+    return _digitise(image), drawn
 
 
 def slices(sheets: Grid, factor: int) -> Grid:
@@ -328,12 +327,34 @@ def sheets(grid: Grid, factor: int) -> Grid:
     return Grid((z * factor, y, x), (sz / factor, sy, sx), (oz - factor // 2 * sz / factor, oy, ox))
 
 
-def _through_plane(image: Floats, step: float, factor: int, thickness: float) -> Floats:
-    """Partial volume: a slice's profile is nearly Gaussian, 0.36 of its thickness in SD (a box's would be 0.29)."""
-    sigma = 0.36 * thickness / step
-    if sigma > 0.2:
-        image = gaussian_filter1d(image, sigma, axis=0, truncate=2.2, output=np.float32, mode="nearest")
-    return np.ascontiguousarray(image[factor // 2 :: factor])
+def _through_plane(hu: Floats, tissue: NDArray[np.uint8], factor: int, sigma: float) -> Floats:
+    """HU of every slice of ``factor`` sheets of ``tissue``; ``sigma`` of its profile in sheets.
+
+    Partial volume: a slice's profile is nearly Gaussian, 0.36 of its thickness in SD (a box's would be 0.29).
+    """
+    middles = range(factor // 2, len(tissue), factor)
+    out = np.empty((len(middles), *tissue.shape[1:]), np.float32)
+    weights = _gaussian(sigma, 2.2) if sigma > 0.2 else np.ones(1)
+    reach, exact, last = len(weights) - 1, hu.astype(np.float64), len(tissue) - 1
+    held: dict[int, NDArray[np.float64]] = {}  # those that the next slice needs too
+    for middle, plane in zip(middles, out, strict=True):
+        near = {k: min(max(k, 0), last) for k in range(middle - reach, middle + reach + 1)}
+        held = {k: held[k] if k in held else np.take(exact, tissue[k], mode="clip") for k in set(near.values())}
+        total = held[middle] * weights[0]
+        for away in range(reach, 0, -1):  # as scipy sums, without its way through memory
+            pair = held[near[middle - away]] + held[near[middle + away]]
+            pair *= weights[away]
+            total += pair
+        plane[:] = total
+    return out
+
+
+def _gaussian(sigma: float, truncate: float) -> NDArray[np.float64]:
+    """Weights of scipy's Gaussian filter from the middle outwards."""
+    reach = int(truncate * sigma + 0.5)
+    pulse = np.zeros(4 * reach + 1)
+    pulse[2 * reach] = 1
+    return np.asarray(gaussian_filter1d(pulse, sigma, truncate=truncate)[2 * reach : 3 * reach + 1])
 
 
 def _across(grid: Grid) -> Floats:
@@ -343,12 +364,24 @@ def _across(grid: Grid) -> Floats:
     return np.asarray(squared, np.float32)
 
 
-def _calibrate(image: Floats, grid: Grid, scanner: Scanner) -> None:
-    """Gain, offset and cupping, in place; air stays air."""
-    image += np.float32(1000)
+def _calibrate(image: Floats, noise: Floats, grid: Grid, scanner: Scanner) -> None:
+    """Gain, offset, cupping and noise, in place, slice by slice in the cache; air stays air."""
     cup = scanner.cupping * (np.minimum(_across(grid), 1.6) - 0.5) / 1000
-    image *= (scanner.gain + cup).astype(np.float32)
-    image += np.float32(scanner.offset - 1000)
+    gain = (scanner.gain + cup).astype(np.float32)
+    for plane, speckles in zip(image, noise, strict=True):
+        plane += np.float32(1000)
+        plane *= gain
+        plane += np.float32(scanner.offset - 1000)
+        plane += speckles
+
+
+def _digitise(image: Floats) -> NDArray[np.int16]:
+    """Whole HU from -1024 to 3071; ``image`` is rounded in place."""
+    out = np.empty(image.shape, np.int16)
+    for plane, whole in zip(image, out, strict=True):
+        np.rint(plane, out=plane)
+        whole[:] = np.clip(plane, -1024, 3071, out=plane)
+    return out
 
 
 def speckle(grid: Grid, scanner: Scanner, low_dose: bool, r: np.random.Generator) -> Floats:
@@ -357,14 +390,17 @@ def speckle(grid: Grid, scanner: Scanner, low_dose: bool, r: np.random.Generator
     sigma = [scanner.correlation / s for s in grid.spacing[1:]]
     between = 0.25 * max(scanner.thickness / grid.spacing[0] - 1, 0)  # overlapping slices share their noise
     if max(*sigma, between) > 0.25:
-        out = gaussian_filter(out, (between, *sigma), truncate=2.5, output=np.float32)
+        gaussian_filter(out, (between, *sigma), truncate=2.5, output=out)
     if low_dose:
         across = r.standard_normal(grid.shape, dtype=np.float32)
-        across = gaussian_filter(across, (0, 0.5, 10 / grid.spacing[2]), truncate=2, output=np.float32)
+        gaussian_filter(across, (0, 0.5, 10 / grid.spacing[2]), truncate=2, output=across)
         across *= np.float32(0.33 * float(out.std()) / max(float(across.std()), 1e-6))
         out += across
-    out *= np.float32(scanner.noise / max(float(out[:: max(1, grid.shape[0] // 8)].std()), 1e-6))
-    out *= 0.75 + 0.5 * np.exp(-2 * _across(grid))
+    level = np.float32(scanner.noise / max(float(out[:: max(1, grid.shape[0] // 8)].std()), 1e-6))
+    middle = 0.75 + 0.5 * np.exp(-2 * _across(grid))
+    for plane in out:
+        plane *= level
+        plane *= middle
     return np.asarray(out, np.float32)
 
 

@@ -4,9 +4,10 @@ Body coordinates are LPS: x to the patient's left, y to posterior, z to superior
 at the body's centre. Points and axes of shapes are written (x, y, z); arrays are (z, y, x) as everywhere.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -25,6 +26,8 @@ LOW = np.array([-280.0, -230.0, -460.0])
 HIGH = np.array([280.0, 230.0, 360.0])
 SLAB, PIECE = 1 << 15, 1 << 19  # voxels that are measured, and painted, at a time
 FEW = 8000  # voxels, below which it takes longer to find where a part lies than to measure it in all of them
+UPRIGHT = np.eye(3)
+CLOSE = 1e-8 + 1e-5 * UPRIGHT  # what two rotations may differ by and be one
 COLUMNS = 64  # of a grid that a spline is evaluated in at a time
 
 
@@ -146,6 +149,14 @@ def rotation(about_x: float, about_y: float, about_z: float) -> NDArray[np.float
     return np.asarray(rz @ ry @ rx)
 
 
+def _dot(points: Sequence[Floats], direction: Floats) -> Floats:
+    """Sum of three arrays times the three numbers of ``direction``."""
+    out, more = points[0] * direction[0], points[1] * direction[1]
+    out += more
+    out += np.multiply(points[2], direction[2], out=more)
+    return np.asarray(out, np.float32)
+
+
 class Ellipsoid:
     """An ellipsoid, or with ``squareness`` towards 1 a fuller body (fourth powers)."""
 
@@ -187,18 +198,20 @@ class Ellipsoid:
         matrix = (self.turn / self.axes).astype(np.float32)
         square: Floats | None = None
         fourth: Floats | None = None
-        plain = np.allclose(self.turn, np.eye(3))
+        plain = bool((np.abs(self.turn - UPRIGHT) <= CLOSE).all())
         for k in range(3):
-            u = d[k] * matrix[k, k] if plain else d[0] * matrix[0, k] + d[1] * matrix[1, k] + d[2] * matrix[2, k]
-            u = u * u
-            square = u if square is None else square + u
+            u = d[k] * matrix[k, k] if plain else _dot(d, matrix[:, k])
+            u *= u
             if self.squareness > 0:
-                fourth = u * u if fourth is None else fourth + u * u
+                fourth = u * u if fourth is None else np.add(fourth, u * u, out=fourth)
+            square = u if square is None else np.add(square, u, out=square)
         assert square is not None
         if fourth is not None:
             w = np.float32(self.squareness)
-            square = (1 - w) * square + w * fourth
-        out = np.sqrt(square)
+            square *= 1 - w
+            fourth *= w
+            square += fourth
+        out = np.sqrt(square, out=square)
         out -= np.float32(1)
         out *= np.float32(self.axes.min())
         return np.asarray(out, np.float32)
@@ -287,21 +300,43 @@ class Tube:
         scale = (1 / self.stretch).astype(np.float32)
         start = (self.points[i] / self.stretch).astype(np.float32)
         step = (self.points[i + 1] / self.stretch).astype(np.float32) - start
-        d = [p * s - a if s != 1 else p - a for p, s, a in zip(points, scale, start, strict=True)]
-        t = d[0] * step[0] + d[1] * step[1] + d[2] * step[2]
+        d: list[Floats] = [p * s - a if s != 1 else p - a for p, s, a in zip(points, scale, start, strict=True)]
+        t = _dot(d, step)
         t /= np.float32(max(float(step @ step), 1e-6))
-        np.clip(t, 0, 1, out=t)
-        e: Floats | None = None
+        np.maximum(t, 0, out=t)
+        np.minimum(t, 1, out=t)
+        away = np.empty_like(t)
         for k in range(3):
-            q = d[k] - t * step[k]
-            q *= q
-            e = q if e is None else np.add(e, q, out=e)
-        assert e is not None
+            np.multiply(t, step[k], out=away)
+            d[k] -= away
+            d[k] *= d[k]
+        e = d[0]
+        e += d[1]
+        e += d[2]
         np.sqrt(e, out=e)
         t *= np.float32(self.radii[i + 1] - self.radii[i])
         e -= t
         e -= np.float32(self.radii[i])
         return e
+
+
+class Below:
+    """Everything below the plane through ``point`` that rises by ``slope`` mm per mm to the left and to the back."""
+
+    slack = 1.0
+
+    def __init__(self, point: ArrayLike, slope: tuple[float, float]) -> None:
+        self.point, self.slope = np.asarray(point, float), slope
+
+    def bounds(self) -> Corners:
+        return LOW, HIGH
+
+    def distance(self, points: Points) -> Floats:
+        x, y, z = (p - np.float32(c) for p, c in zip(points, self.point, strict=True))
+        z -= x * np.float32(self.slope[0])
+        z -= y * np.float32(self.slope[1])
+        z *= np.float32((1 + self.slope[0] ** 2 + self.slope[1] ** 2) ** -0.5)
+        return np.asarray(z, np.float32)
 
 
 class Composite:
@@ -344,6 +379,7 @@ class Canvas:
         self._controls = np.concatenate([displacement, np.negative(displacement)])  # one maximum finds both ends
         most = self._controls.max((1, 2, 3))
         self._anywhere = -most[3:], most[:3]
+        self._back, self._spread = turn.T, np.abs(turn.T)
 
     def _place(self, displacement: tuple[Floats, Floats, Floats]) -> Points:
         grid, sampler = self.grid, Sampler(self.lattice, self.grid)
@@ -351,24 +387,27 @@ class Canvas:
         out = (np.empty(grid.shape, np.float32), np.empty(grid.shape, np.float32), np.empty(grid.shape, np.float32))
         for box in sampler.slabs():
             for p, d, turn in zip(out, displacement, self.turn, strict=True):
-                across = (turn[1] * y)[:, None] + turn[0] * x
-                np.add(sampler.at(d, box), across.astype(np.float32), out=p[box])
-                p[box] += (turn[2] * z[box[0]]).astype(np.float32)[:, None, None]
+                across = ((turn[1] * y)[:, None] + turn[0] * x).astype(np.float32)
+                moved, up = sampler.at(d, box), (turn[2] * z[box[0]]).astype(np.float32)
+                for plane, shift, height in zip(p[box[0]], moved, up, strict=True):  # plane by plane, in the cache
+                    np.add(shift, across, out=plane)
+                    plane += height
         return out
 
     def _room(self, bounds: Corners, shift: Corners) -> Corners:
         """Corners, in the scan, of the box around body ``bounds`` where displacements lie between two ``shift``s."""
         low, high = bounds[0] - shift[1], bounds[1] - shift[0]
-        centre, half = self.turn.T @ (low + high) / 2, np.abs(self.turn.T) @ (high - low) / 2
+        centre, half = self._back @ (low + high) / 2, self._spread @ (high - low) / 2
         return np.maximum(centre - half, self._ends[0]), np.minimum(centre + half, self._ends[1])
 
     def _shift(self, room: Corners) -> Corners:
         """Least and greatest displacement in a box of the scan: a B-spline lies between its control points."""
         step, (nx, ny, nz) = self.lattice.step, self._controls.shape[:0:-1]
-        first = np.floor((room[0] - LOW) / step).astype(int) - 1
-        last = np.floor((room[1] - LOW) / step).astype(int) + 3
-        (x, y, z), (u, v, w) = np.clip(first, 0, (nx - 1, ny - 1, nz - 1)), np.maximum(last, 1)
-        most = self._controls[:, z:w, y:v, x:u].max((1, 2, 3))
+        first = (math.floor(t) - 1 for t in ((room[0] - LOW) / step).tolist())
+        last = (math.floor(t) + 3 for t in ((room[1] - LOW) / step).tolist())
+        x, y, z = (min(max(k, 0), n - 1) for k, n in zip(first, (nx, ny, nz), strict=True))
+        u, v, w = (max(k, 1) for k in last)
+        most = self._controls[:, z:w, y:v, x:u].reshape(6, -1).max(1)  # one axis: much faster than three
         return -most[3:], most[:3]
 
     def _reach(self, bounds: Corners, shift: Corners, rounds: int = 2) -> tuple[Box, Corners] | None:
@@ -381,11 +420,11 @@ class Canvas:
         room = self._room(bounds, shift)
         if (room[1] < room[0]).any():
             return None
-        slices = []
+        slices, low, high = [], room[0].tolist(), room[1].tolist()
         for axis in range(3):
             start, step = self.grid.origin[axis], self.grid.spacing[axis]
-            first = int(np.ceil((room[0][2 - axis] - start) / step - 1e-3))
-            last = int(np.floor((room[1][2 - axis] - start) / step + 1e-3))
+            first = math.ceil((low[2 - axis] - start) / step - 1e-3)
+            last = math.floor((high[2 - axis] - start) / step + 1e-3)
             if last < first:
                 return None
             slices.append(slice(max(first, 0), min(last + 1, self.grid.shape[axis])))
@@ -468,6 +507,12 @@ class Canvas:
     def _at(self, box: Box) -> Points:
         return self.points[0][box], self.points[1][box], self.points[2][box]
 
+    def carve(self, box: Box, e: Floats, holes: Sequence[Shape]) -> None:
+        """Take ``holes`` out of a shape with distances ``e`` in ``box``."""
+        for hole in holes:
+            for cut, view, inner in self._part(hole.bounds(), e, box, self._anywhere, 0.0):
+                np.maximum(view, -self._within(hole, cut, inner, 0.0), out=view)
+
     def paint(self, shape: Shape, tissue: int, over: Sequence[int]) -> None:
         """Give ``tissue`` to the voxels of ``shape`` that hold one of ``over``."""
         self.paint_layers(shape, ((0.0, tissue),), over)
@@ -480,9 +525,11 @@ class Canvas:
         """
         for box, e in self.distances(shape, self._margin(shape, [depth for depth, _ in layers])):
             view = self.tissue[box]
-            allowed = lookup(over)[view]
+            allowed = _among(over, view)
             for depth, tissue in layers:
-                view[(e < -depth) & allowed] = tissue
+                inside = e < -depth
+                inside &= allowed
+                np.copyto(view, np.uint8(tissue), where=inside)
 
     def paint_in_turn(self, shape: Shape, coats: Sequence[Coat]) -> None:
         """As ``paint_layers``, but each (depth, tissue, over) paints over what the ones before it have left."""
@@ -493,7 +540,9 @@ class Canvas:
         """Paint in turn what lies at distances ``e`` in ``box``."""
         view = self.tissue[box]
         for depth, tissue, over in coats:
-            view[(e < -depth) & lookup(over)[view]] = tissue
+            inside = e < -depth
+            inside &= _among(over, view)
+            np.copyto(view, np.uint8(tissue), where=inside)
 
     @staticmethod
     def _margin(shape: Shape, depths: Sequence[float]) -> float:
@@ -527,6 +576,25 @@ def recode(table: NDArray[Value], tissue: NDArray[np.uint8]) -> NDArray[Value]:
     for plane, values in zip(tissue, out, strict=True):
         np.take(table, plane, out=values, mode="clip")
     return out
+
+
+def _among(tissues: Sequence[int], view: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where ``view`` holds one of ``tissues``: compared with run after run of ids, which is faster than to look them up."""
+    out: NDArray[np.bool_] | None = None
+    for first, last in _runs(tuple(tissues)):
+        found = (
+            view == first if first == last else view - np.uint8(first) <= np.uint8(last - first)
+        )  # wraps below first
+        out = found if out is None else np.logical_or(out, found, out=out)
+    return np.zeros(view.shape, bool) if out is None else out
+
+
+@cache
+def _runs(tissues: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """First and last of every run of ids that follow one another."""
+    ids = sorted({int(tissue) for tissue in tissues})
+    starts = [k for k in ids if k - 1 not in ids]
+    return tuple(zip(starts, (k for k in ids if k + 1 not in ids), strict=True))
 
 
 def lookup(tissues: Sequence[int]) -> NDArray[np.bool_]:
