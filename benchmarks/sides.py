@@ -114,6 +114,7 @@ def make_network(device: str, cache: Path = CACHE, settings: Sequence[str] = ())
     config = load_config(None, [*COMMON, *TRAINING[device], f"training.device={device}", *settings])
     workspace = Workspace(cache / "run")
     os.environ.update(nnUNet_compile="false")  # takes longer than this training
+    workspace.root.mkdir(parents=True, exist_ok=True)
     record_start(["python", "-m", "benchmarks.sides", "network", device], data, workspace)
     fit(data, "all", config, workspace)
     checkpoint = workspace.final_checkpoint(LABELLED_DATASET, "all")
