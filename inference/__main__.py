@@ -6,10 +6,11 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from inference.bundle import BundleError, read_bundle
-from inference.engine import EngineError, load_engine
+from inference.engine import EngineError, import_engine, load_engine
 from inference.pipeline import InputError, Options, Reader, Segmenter, check_outputs, find_cases, segment_cases
 
 log = logging.getLogger("inference")
@@ -34,7 +35,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--threads", type=int, default=0, help="threads of the CPU engine; 0: the cores this process is given"
     )
     parser.add_argument(
-        "--precision", choices=("auto", "f32"), default="auto", help="f32: no bf16 (CPU), no TF32 (GPU)"
+        "--precision",
+        choices=("auto", "f32", "bf16"),
+        default="auto",
+        help="f32: float32; bf16: bfloat16 (CPU) or float16 (GPU) where the hardware has it; auto: what the bundle says",
     )
     parser.add_argument("--step", type=float, help="window step as a fraction of the patch; default: the plan's")
     parser.add_argument(
@@ -63,14 +67,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         cases, problems = find_cases(parsed.inputs, parsed.outputs)
         check_outputs(parsed.inputs, parsed.outputs, parsed.report)
-        bundle = read_bundle(parsed.weights)
+        with ThreadPoolExecutor(1, thread_name_prefix="bundle") as thread:
+            reading = thread.submit(read_bundle, parsed.weights)
+            import_engine(parsed.device)
+        bundle = reading.result()
         reader = Reader(cases, bundle.plan.orientation)
         engine = load_engine(bundle, parsed.device, parsed.threads, parsed.precision)
         log.info("%s; %d case%s", engine.name, len(cases), "s" * (len(cases) != 1))
         mirror_axes = (0, 1, 2) if parsed.mirror else ()
         options = Options(parsed.step, mirror_axes, not parsed.no_postprocessing, not parsed.no_crop)
         segmenter = Segmenter(bundle, engine, options)
-        del bundle  # the network's bytes, which the engine has taken over
+        del bundle, reading  # the network's bytes, which the engine has taken over
         start["engine"] = round(process_age() - start["imports"], 2)
         start["cpu_seconds"] = round(time.process_time(), 2)
         failed = segment_cases(cases, segmenter, problems, parsed.report, reader, start)

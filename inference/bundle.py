@@ -14,6 +14,8 @@ from inference.volume import Shape, Spacing, atomic_write
 FORMAT_VERSION = 2
 PLAN_NAME = "plan.json"
 AXES = (0, 1, 2)
+# Arithmetic that a network bears; the first where its plan does not say.
+PRECISIONS = ("bfloat16", "float32")
 
 
 class BundleError(ValueError):
@@ -63,8 +65,9 @@ class Plan:
     ``orientation``: the directions in which x, y, z grow: L or R, P or A, S or I.
     ``organ_minima_mm3``: smallest volume of an organ in the labelled training set, for the first post-processing rule
     (paper section 2.3); organs without one skip that rule. ``mirrored_axes``: axes along which training flipped its
-    patches (0 z, 1 y, 2 x); test-time mirroring along another gives nonsense. ``provenance``: free, where the network came
-    from.
+    patches (0 z, 1 y, 2 x); test-time mirroring along another gives nonsense. ``precision``: bfloat16 lets an engine
+    compute in 16 bits where that is faster; float32 is for networks whose labels that would change. ``provenance``: free,
+    where the network came from.
     """
 
     format_version: int
@@ -77,6 +80,7 @@ class Plan:
     intensity: Intensity
     organ_minima_mm3: Mapping[str, float]
     mirrored_axes: tuple[int, ...] = AXES
+    precision: str = PRECISIONS[0]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -107,6 +111,7 @@ class Plan:
         axes = self.mirrored_axes
         distinct = isinstance(axes, tuple) and all(type(axis) is int for axis in axes) and len(set(axes)) == len(axes)
         _expect(distinct and set(axes) <= set(AXES), "mirrored_axes", axes, "a list of axes: 0, 1, 2, each once")
+        _expect(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
         _expect(isinstance(self.provenance, Mapping), "provenance", self.provenance, "an object")
 
     def check_mirroring(self, axes: tuple[int, ...]) -> None:
@@ -133,6 +138,8 @@ class Plan:
         if isinstance(content, dict) and content.get("format_version") == 1 and "mirrored_axes" not in content:
             # Format 1 did not say; its reader mirrored whatever it was given.
             content |= {"format_version": FORMAT_VERSION, "mirrored_axes": list(AXES)}
+        if isinstance(content, dict):
+            content.setdefault("precision", PRECISIONS[0])
         values = _known_fields(Plan, content, "")
         values["model"] = Model(**_known_fields(Model, values["model"], "model."))
         values["intensity"] = Intensity(**_known_fields(Intensity, values["intensity"], "intensity."))

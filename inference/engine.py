@@ -20,7 +20,7 @@ from inference.sliding_window import Window
 log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "f32"]
+Precision = Literal["auto", "f32", "bf16"]
 
 CUDA = "CUDAExecutionProvider"
 # Heuristic search: the exhaustive one takes seconds and gigabytes at the first window (the paper's peak of 6 GB).
@@ -53,13 +53,25 @@ class Engine(Protocol):
     def __call__(self, window: Floats) -> Floats: ...
 
 
+def import_engine(device: Device) -> None:
+    """Import the library that ``load_engine`` takes; where it is missing, that says so."""
+    with contextlib.suppress(ImportError):
+        if device == "cuda" or (device == "auto" and cuda_available()):
+            import onnxruntime  # noqa: F401
+        else:
+            import openvino  # noqa: F401
+
+
 def load_engine(bundle: Bundle, device: Device = "auto", threads: int = 0, precision: Precision = "auto") -> Engine:
     """Load a bundle's network.
 
     ``device``: auto takes a GPU where ONNX Runtime finds one. ``threads``: of the CPU engine; 0 takes the cores this process
-    is given. ``precision``: auto lets the engine compute in bf16 (CPU) or TF32 (GPU) where the hardware has it, f32 does not.
+    is given. ``precision``: bf16 lets the engine compute in bfloat16 (CPU) or float16 (GPU) where the hardware has it, f32
+    does not, auto does what the bundle's plan says.
     Raises EngineError where the device cannot be had, BundleError where the network does not fit its plan.
     """
+    if precision == "auto" and bundle.plan.precision == "float32":
+        precision = "f32"
     if device == "cuda" or (device == "auto" and cuda_available()):
         return OnnxRuntimeEngine(bundle, precision)
     try:
@@ -102,7 +114,7 @@ def cuda_available() -> bool:
 
 
 class OpenVinoEngine:
-    """The network on CPU cores, through OpenVINO."""
+    """The network on CPU cores, through OpenVINO, which rests between windows: ``threads`` may then be used otherwise."""
 
     def __init__(self, bundle: Bundle, threads: int, precision: Precision = "auto") -> None:
         try:
@@ -129,6 +141,7 @@ class OpenVinoEngine:
         self._type = compiled.input(0).get_element_type().to_dtype()
         self._request = compiled.create_infer_request()
         self._plan = bundle.plan
+        self.threads = threads
 
     def __call__(self, window: Floats) -> Floats:
         """Window (z, y, x) to logits (classes, z, y, x)."""

@@ -31,7 +31,10 @@ def changed(path: str, value: Any) -> str:
     return json.dumps(content)
 
 
-@pytest.mark.parametrize("path", [*json.loads(PLAN.to_json()), "model.sha256", "model.file", "intensity.std"])
+REQUIRED = [name for name in json.loads(PLAN.to_json()) if name != "precision"]
+
+
+@pytest.mark.parametrize("path", [*REQUIRED, "model.sha256", "model.file", "intensity.std"])
 def test_a_missing_field_is_named(path: str) -> None:
     content = json.loads(PLAN.to_json())
     *parents, name = path.split(".")
@@ -45,6 +48,13 @@ def test_a_plan_of_the_first_format_is_still_read_and_may_be_mirrored() -> None:
     del content["mirrored_axes"]
     plan = Plan.from_json(json.dumps(content | {"format_version": 1}))
     assert plan.mirrored_axes == (0, 1, 2)
+
+
+def test_a_plan_that_names_no_precision_bears_bfloat16() -> None:
+    content = json.loads(PLAN.to_json())
+    del content["precision"]
+    assert Plan.from_json(json.dumps(content)).precision == "bfloat16"
+    assert Plan.from_json(json.dumps(content | {"precision": "float32"})).precision == "float32"
 
 
 def test_mirroring_that_training_never_showed_is_refused() -> None:
@@ -67,6 +77,8 @@ def test_an_unknown_field_is_named(path: str) -> None:
         ("format_version", 3, "expected 2"),
         ("mirrored_axes", [0, 0], "each once"),
         ("mirrored_axes", [3], "0, 1, 2"),
+        ("precision", "float16", "bfloat16 or float32"),
+        ("precision", None, "bfloat16 or float32"),
         ("orientation", "SLP", "such as LPS"),
         ("orientation", "LPX", "such as LPS"),
         ("orientation", 3, "such as LPS"),

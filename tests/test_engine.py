@@ -10,6 +10,7 @@ from inference.engine import (
     EngineError,
     OnnxRuntimeEngine,
     OpenVinoEngine,
+    Precision,
     _cgroup_quota,
     available_cores,
     load_engine,
@@ -93,6 +94,30 @@ def test_a_gpu_that_is_not_there_is_said_not_to_be() -> None:
     with pytest.raises(EngineError, match="no GPU"):
         load_engine(make_bundle(), "cuda")
     assert load_engine(make_bundle(), "auto", 1).name == "OpenVINO, CPU, 1 thread"
+
+
+@pytest.mark.parametrize(
+    ("planned", "asked", "taken"),
+    [
+        ("float32", "auto", "f32"),
+        ("float32", "bf16", "bf16"),
+        ("bfloat16", "auto", "auto"),
+        ("bfloat16", "f32", "f32"),
+    ],
+)
+def test_the_bundle_says_in_what_it_is_computed_unless_the_command_does(
+    monkeypatch: pytest.MonkeyPatch, planned: str, asked: Precision, taken: str
+) -> None:
+    bundle = make_bundle(precision=planned)
+    monkeypatch.setattr("inference.engine.OpenVinoEngine", lambda bundle, threads, precision: f"CPU {precision}")
+    monkeypatch.setattr("inference.engine.OnnxRuntimeEngine", lambda bundle, precision: f"GPU {precision}")
+    assert load_engine(bundle, "cpu", 1, asked) == f"CPU {taken}"
+    assert load_engine(bundle, "cuda", 1, asked) == f"GPU {taken}"
+
+
+def test_float32_is_what_the_engine_computes_in() -> None:
+    compiled = load_engine(make_bundle(precision="float32"), "cpu", 1)._compiled
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
 
 
 def test_the_cores_of_a_container_are_its_quota(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ AXES: Mapping[str, Axis] = {
     "mirror": Axis(_word(*SWITCH), "on, off", "off"),
     "postprocess": Axis(_word(*SWITCH), "on, off", "on"),
     "device": Axis(_word("auto", "cpu", "cuda"), "auto, cpu, cuda", "auto"),
-    "precision": Axis(_word("auto", "f32"), "auto, f32", "auto"),
+    "precision": Axis(_word("auto", "f32", "bf16"), "auto, f32, bf16", "auto"),
 }
 TABLE_5 = ("step=0.5,0.9", "mirror=off,on")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self, get_type_hints
 
+from inference.bundle import PRECISIONS
 from inference.organs import CLASSES
 from inference.volume import Shape, Spacing
 
@@ -260,9 +261,10 @@ class Inference:
 
 @dataclass(frozen=True)
 class Export:
-    """How model.onnx is stored."""
+    """How model.onnx is stored, and what the inference may compute it in."""
 
     weights: Annotated[str, Choice(("float16", "float32"))]
+    precision: Annotated[str, Choice(PRECISIONS)]
     max_megabytes: Annotated[float, Real(0, 1e5, inclusive=False)]
 
 

@@ -134,6 +134,7 @@ def export(
         intensity=_intensity(plans),
         organ_minima_mm3=json.loads(workspace.organ_minima.read_text(encoding="utf-8")),
         mirrored_axes=AXES if config.training.mirroring else (),
+        precision=config.export.precision,
         provenance=provenance,
     )
     bundle = Bundle(plan, model)
