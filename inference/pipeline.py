@@ -18,12 +18,12 @@ from inference.body import Windows, body_box
 from inference.bundle import Bundle, BundleError, Intensity, Plan
 from inference.engine import Engine, EngineError, OnnxRuntimeEngine, OpenVinoEngine
 from inference.postprocess import Context, postprocess
-from inference.resample import Floats, labels_on_grid, slices_of, to_working_grid, working_shape
+from inference.resample import Floats, labels_on_grid, to_working_grid, working_shape
 from inference.sliding_window import Layout, Progress, mirrored, sliding_window
 from inference.stitching import Stitcher
+from inference.threads import in_turn, side_by_side
 from inference.volume import (
     SUFFIXES,
-    Array,
     Labels,
     Shape,
     Volume,
@@ -97,8 +97,8 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A scan as the network sees it: ``image`` (z, y, x) on the working grid, in HU, of the ``box`` of a scan of ``shape``
-    voxels of ``voxel_volume`` mm3; ``watch``: what that took. The scan's own voxels are no longer needed."""
+    """A scan as the network sees it: ``image`` (z, y, x) on the working grid, normalised, of the ``box`` of a scan of
+    ``shape`` voxels of ``voxel_volume`` mm3; ``watch``: what that took. The scan's own voxels are no longer needed."""
 
     image: Floats
     box: tuple[slice, slice, slice]
@@ -130,6 +130,8 @@ class Segmenter:
         self.engine = engine
         self.options = options or Options()
         self.plan.check_mirroring(self.options.mirror_axes)
+        # Beside a GPU one thread does everything, as in the paper (section 4.3).
+        self._each = side_by_side(engine.threads) if isinstance(engine, OpenVinoEngine) else in_turn
         self._stitcher: Stitcher | None = None
         # Why the device does not stitch although it should.
         self._left_to_host: tuple[str, ...] = ()
@@ -140,10 +142,15 @@ class Segmenter:
                 self._leave_to_host(error)
 
     def logits(self, image: Floats, progress: Progress | None = None) -> Iterator[Floats]:
-        """Logits of a scan on the working grid, in HU (z, y, x), as consecutive slabs (classes, n, y, x)."""
-        plan, options = self.plan, self.options
-        network = mirrored(self.engine, options.mirror_axes)
-        return sliding_window(normalise(image, plan.intensity), plan.patch, self.step, network, progress)
+        """Logits of a scan on the working grid, in HU (z, y, x), as consecutive slabs (classes, n, y, x).
+
+        A slab is valid until the next one is asked for.
+        """
+        return self._slabs(normalise(image.astype(np.float32), self.plan.intensity), progress)
+
+    def _slabs(self, normalised: Floats, progress: Progress | None) -> Iterator[Floats]:
+        network = mirrored(self.engine, self.options.mirror_axes)
+        return sliding_window(normalised, self.plan.patch, self.step, network, progress, self._each)
 
     @property
     def step(self) -> float:
@@ -161,6 +168,7 @@ class Segmenter:
             box = self._box(scan)
             voxels = scan.voxels[box]
             image = to_working_grid(voxels, working_shape(voxels.shape, scan.spacing, self.plan.spacing))
+            image = normalise(image, self.plan.intensity)
         return Prepared(image, box, scan.shape, scan.voxel_volume, watch)
 
     def finish(self, prepared: Prepared, progress: Progress | None = None) -> Segmentation:
@@ -172,7 +180,7 @@ class Segmenter:
         warnings = self._left_to_host
         if self.options.postprocess:
             with watch.stage("rules"):
-                labels, notes = postprocess(labels, Context.of(self.plan, prepared.voxel_volume))
+                labels, notes = postprocess(labels, Context.of(self.plan, prepared.voxel_volume, self._each))
                 warnings = (*warnings, *notes)
         if not labels.any():
             warnings = (*warnings, "no organ found: the mask is empty")
@@ -200,15 +208,13 @@ class Segmenter:
         layout = self.layout(prepared)
         if self._stitcher and self._stitcher.fits(layout):
             try:
-                with watch.stage("resample"):
-                    normalised = normalise(image, self.plan.intensity)
-                return self._stitcher.labels(normalised, layout, target, watch.stage, progress)
+                return self._stitcher.labels(image, layout, target, watch.stage, progress)
             except EngineError as error:
                 self._leave_to_host(error)
         within = Stopwatch()
         with watch.stage("labels"):
-            slices = slices_of(_timed(self.logits(image, progress), within, "network"))
-            labels = labels_on_grid(slices, image.shape[0], target)
+            slabs = _timed(self._slabs(image, progress), within, "network")
+            labels = labels_on_grid(slabs, image.shape[0], target, self._each)
         watch.take_out(within, "labels")  # the slabs are made while the labels are painted
         return labels
 
@@ -220,12 +226,12 @@ class Segmenter:
             self.engine.stop_adding()
 
 
-def normalise(image: Array, intensity: Intensity) -> Floats:
-    """HU to the network's range: clip, then z-score (nnU-Net's CT scheme), float32."""
-    clipped = np.clip(image.astype(np.float32, copy=False), intensity.clip_low, intensity.clip_high)
-    clipped -= np.float32(intensity.mean)
-    clipped /= np.float32(intensity.std)
-    return clipped
+def normalise(image: Floats, intensity: Intensity) -> Floats:
+    """HU to the network's range, in place: clip, then z-score (nnU-Net's CT scheme)."""
+    np.clip(image, intensity.clip_low, intensity.clip_high, out=image)
+    image -= np.float32(intensity.mean)
+    image /= np.float32(intensity.std)
+    return image
 
 
 def find_cases(inputs: Path, outputs: Path) -> tuple[list[Case], list[str]]:

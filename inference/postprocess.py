@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.bundle import Plan
+from inference.threads import Each, in_turn
 from inference.volume import Labels
 
 Mask = npt.NDArray[np.bool_]
@@ -28,43 +29,54 @@ VESSELS = ("aorta", "inferior_vena_cava", "esophagus")
 
 @dataclass(frozen=True)
 class Context:
-    """What the rules need beside the labels: ``ids`` of organs by name, ``minima`` in mm3 by name, mm3 of one voxel."""
+    """What the rules need beside the labels: ``ids`` of organs by name, ``minima`` in mm3 by name, mm3 of one voxel.
+
+    ``each`` runs what a rule does for one organ after another.
+    """
 
     ids: Mapping[str, int]
     minima: Mapping[str, float]
     voxel_volume: float
+    each: Each = in_turn
 
     @staticmethod
-    def of(plan: Plan, voxel_volume: float) -> "Context":
+    def of(plan: Plan, voxel_volume: float, each: Each = in_turn) -> "Context":
         ids = {name: index for index, name in enumerate(plan.classes) if index}
-        return Context(ids, plan.organ_minima_mm3, voxel_volume)
+        return Context(ids, plan.organ_minima_mm3, voxel_volume, each)
 
 
 def remove_too_small(labels: Labels, context: Context) -> Labels:
     """Rule 1: an organ under half of its smallest training volume goes, unless the scan's first or last slice cuts it."""
     labels = labels.copy()
-    for name, minimum in context.minima.items():
-        organ = context.ids.get(name, 0)
-        box = _box(labels == organ) if organ else None
+
+    def check(name: str) -> None:
+        organ = context.ids[name]
+        box = _box(labels == organ)
         if box is None:
-            continue
+            return
         cut = box[0].start == 0 or box[0].stop == len(labels)
         inside = labels[box] == organ
-        if not cut and np.count_nonzero(inside) * context.voxel_volume < SMALLEST_SHARE * minimum:
+        if not cut and np.count_nonzero(inside) * context.voxel_volume < SMALLEST_SHARE * context.minima[name]:
             labels[box][inside] = 0
+
+    context.each(check, [name for name in context.minima if name in context.ids])
     return labels
 
 
 def close_adrenal_glands(labels: Labels, context: Context) -> Labels:
     """Rule 2: binary closing, 5 x 5 x 5 voxels, of each adrenal gland; only background is filled."""
+    closed: dict[int, tuple[Box, Mask]] = {}
+
+    def close(organ: int) -> None:
+        if box := _box(labels == organ):
+            closed[organ] = box, _closed(labels[box] == organ, CLOSING_RADIUS)
+
+    organs = [context.ids[name] for name in ADRENAL_GLANDS if name in context.ids]
+    context.each(close, organs)
     labels = labels.copy()
-    for name in ADRENAL_GLANDS:
-        organ = context.ids.get(name, 0)
-        box = _box(labels == organ) if organ else None
-        if box is None:
-            continue
-        inside = labels[box]
-        inside[_closed(inside == organ, CLOSING_RADIUS) & (inside == 0)] = organ
+    for organ in (organ for organ in organs if organ in closed):
+        box, mask = closed[organ]
+        labels[box][mask & (labels[box] == 0)] = organ
     return labels
 
 

@@ -5,11 +5,13 @@ replicate: never a fill value. The same code makes the training set, the pseudo-
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from inference.threads import Each, in_turn
 from inference.volume import Array, Labels, Shape, Spacing
 
 Floats = npt.NDArray[np.float32]
@@ -66,32 +68,40 @@ def to_working_grid(voxels: Array, target: Shape) -> Floats:
 def labels_to_working_grid(labels: Labels, target: Shape) -> Labels:
     """A label map (z, y, x) on the working grid: the label whose trilinearly interpolated indicator is largest."""
     present = np.flatnonzero(np.bincount(labels.ravel(), minlength=1)).astype(np.uint8)
-    slices = ((labels[z] == present[:, None, None]).astype(np.float32) for z in range(len(labels)))
-    return present[labels_on_grid(slices, len(labels), target)]
+    slabs = ((labels[z : z + 1] == present[:, None, None, None]).astype(np.float32) for z in range(len(labels)))
+    return present[labels_on_grid(slabs, len(labels), target)]
 
 
-def labels_on_grid(slices: Iterable[Floats], depth: int, target: Shape) -> Labels:
+def labels_on_grid(slabs: Iterable[Floats], depth: int, target: Shape, each: Each = in_turn) -> Labels:
     """Arg-max over the classes of logits that are interpolated trilinearly to the grid ``target`` (z, y, x).
 
-    ``slices``: ``depth`` axial slices (classes, y, x), from the first to the last; two are held at a time, and nothing
-    of the size classes x scan ever exists. Equal to interpolating every class everywhere: interpolated logits are
+    ``slabs``: consecutive (classes, n, y, x), ``depth`` slices in all; one is held at a time, so nothing of the size classes
+    x scan ever exists. ``each`` paints the slices that a slab reaches. Equal to interpolating every class everywhere: interpolated logits are
     convex combinations of their corners, so where the corners agree on the largest class, so does all between them.
     Only the rest, a few per cent at the organs' borders, is interpolated.
     """
     planes = axis(depth, target[0])
     out = np.empty(target, np.uint8)
     before: Floats | None = None
-    z = 0
-    for index, current in enumerate(slices):
-        while z < target[0] and planes.high[z] <= index:
-            # Targets grow with z, so the lower corner is this slice or the one before.
-            lower = current if before is None or planes.low[z] == index else before
-            _argmax_resized(_lerp(lower, current, planes.fraction[z]), out[z])
-            z += 1
-        before = current
-    if z < target[0]:
-        raise ValueError(f"got {index + 1} slices; expected {depth}")
+    found = painted = 0
+    for slab in slabs:
+        reached = int(np.searchsorted(planes.high, found + slab.shape[1]))
+        paint = partial(_paint, out, planes, slab, found, before)
+        each(paint, range(painted, reached))
+        found, painted = found + slab.shape[1], reached
+        before = slab[:, -1].copy() if slab.shape[1] else before
+    if found != depth:
+        raise ValueError(f"got {found} slices; expected {depth}")
     return out
+
+
+def _paint(out: Labels, planes: Axis, slab: Floats, first: int, before: Floats | None, z: int) -> None:
+    """Slice ``z`` of the labels, from a ``slab`` whose first slice is ``first`` and from the slice ``before`` it."""
+    # Targets grow with z, so the lower corner is in this slab or just before it.
+    low = planes.low[z] - first
+    lower = before if low < 0 else slab[:, low]
+    assert lower is not None
+    _argmax_resized(_lerp(lower, slab[:, planes.high[z] - first], planes.fraction[z]), out[z])
 
 
 def _argmax_resized(logits: Floats, out: Labels) -> None:

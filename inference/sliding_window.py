@@ -6,12 +6,14 @@ slab: the working set is one window high, however long the scan.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, product
 
 import numpy as np
 import numpy.typing as npt
 
 from inference.resample import Floats
+from inference.threads import Each, in_turn
 from inference.volume import Shape
 
 # A window (z, y, x) of normalised intensities to its logits (classes, z, y, x).
@@ -126,16 +128,21 @@ class Layout:
 
 
 def sliding_window(
-    image: Floats, patch: Shape, step: float, network: Network, progress: Progress | None = None
+    image: Floats,
+    patch: Shape,
+    step: float,
+    network: Network,
+    progress: Progress | None = None,
+    each: Each = in_turn,
 ) -> Iterator[Floats]:
-    """Yield the logits of ``image`` (z, y, x) as consecutive slabs (classes, 1, y, x), first slice first.
+    """Yield the logits of ``image`` (z, y, x) as consecutive slabs (classes, n, y, x), first slice first.
 
-    ``progress(done, all)`` is called after every window.
+    A slab is valid until the next one is asked for. ``progress(done, all)`` is called after every window. ``each`` adds a
+    window's slices up.
     """
     layout = Layout.of((image.shape[0], image.shape[1], image.shape[2]), patch, step)
     padded = layout.pad(image)
     sums: Floats | None = None
-    weighted = np.empty(patch, np.float32)  # one for all windows: fresh megabytes cost more than the product
     done = 0
     first, last = layout.inside[0].start, layout.inside[0].stop
     for z, after in zip(layout.starts[0], [*layout.starts[0][1:], layout.padded[0]], strict=True):
@@ -143,16 +150,15 @@ def sliding_window(
             logits = network(padded[window.place])
             if sums is None:
                 sums = np.zeros((len(logits), patch[0], *layout.padded[1:]), np.float32)
-            weights = window.weights
-            for channel, values in zip(sums, logits, strict=True):
-                channel[:, *window.place[1:]] += np.multiply(weights, values, out=weighted)
+            each(partial(_add_slice, sums, logits, window), range(patch[0]))
             done += 1
             if progress:
                 progress(done, layout.windows)
         assert sums is not None
-        for settled in range(max(first - z, 0), min(after, last) - z):
-            yield sums[:, settled : settled + 1, *layout.inside[1:]].copy()
-        _advance(sums, after - z)
+        settled = slice(max(first - z, 0), min(after, last) - z)
+        if settled.start < settled.stop:
+            yield sums[:, settled, *layout.inside[1:]]
+        each(partial(_advance, after - z), sums)
 
 
 def mirrored(network: Network, axes: tuple[int, ...]) -> Network:
@@ -174,9 +180,16 @@ def mirrored(network: Network, axes: tuple[int, ...]) -> Network:
     return mean_over_flips
 
 
-def _advance(sums: Floats, slices: int) -> None:
-    """Move ``sums`` (classes, z, y, x) down by ``slices``, in place, and clear the room above."""
-    kept = max(sums.shape[1] - slices, 0)
-    for channel in sums:  # numpy copies what overlaps: a channel at a time
-        channel[:kept] = channel[slices:]
-        channel[kept:] = 0
+def _add_slice(sums: Floats, logits: Floats, window: Window, index: int) -> None:
+    """Add one slice of a window's weighted ``logits`` to the ``sums`` of its row, both (classes, z, y, x)."""
+    depth, height, width = window.shares
+    weights = depth[index] * (height[:, None] * width)
+    for total, values in zip(sums[:, index, *window.place[1:]], logits[:, index], strict=True):
+        total += weights * values
+
+
+def _advance(slices: int, channel: Floats) -> None:
+    """Move a channel's sums (z, y, x) down by ``slices``, in place, and clear the room above."""
+    kept = max(len(channel) - slices, 0)
+    channel[:kept] = channel[slices:]
+    channel[kept:] = 0

@@ -54,7 +54,8 @@ def logits_alone(bundles: list[Bundle], scan: Path, step: float = 0.9, axes: tup
     """Logits (models, classes, z, y, x) of each model run by itself."""
     image = read_volume(scan).voxels.astype(np.float32)
     slabs = [
-        list(Segmenter(bundle, load_engine(bundle, "cpu", 1), Options(step, axes)).logits(image)) for bundle in bundles
+        [slab.copy() for slab in Segmenter(bundle, load_engine(bundle, "cpu", 1), Options(step, axes)).logits(image)]
+        for bundle in bundles
     ]
     return np.array([np.concatenate(model, axis=1) for model in slabs])
 

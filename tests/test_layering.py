@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Modules of inference/ from the ground up: each imports only from those before it.
 ORDER = [
     "organs",
+    "threads",
     "volume",
     "body",
     "bundle",

@@ -8,7 +8,6 @@ from inference.resample import (
     argmax,
     labels_on_grid,
     labels_to_working_grid,
-    slices_of,
     to_working_grid,
     working_affine,
     working_shape,
@@ -48,7 +47,7 @@ def test_labels_equal_the_argmax_of_every_interpolated_class(
 ) -> None:
     logits = np.random.default_rng(seed).normal(size=(classes, *source)).astype(np.float32)
     full = np.stack([resized(channel, target) for channel in logits])
-    found = labels_on_grid(slices_of([logits[:, :1], logits[:, 1:]]), source[0], target)
+    found = labels_on_grid([logits[:, :1], logits[:, 1:]], source[0], target)
     best_two = np.sort(full, axis=0)[-2:]
     clear = best_two[1] - best_two[0] > 1e-5  # where two classes tie, rounding may choose either
     assert (found == full.argmax(axis=0))[clear].all()
@@ -56,7 +55,7 @@ def test_labels_equal_the_argmax_of_every_interpolated_class(
 
 def test_too_few_slices_are_an_error_not_a_half_filled_mask() -> None:
     with pytest.raises(ValueError, match="expected 4"):
-        labels_on_grid(slices_of([np.zeros((2, 3, 5, 5), np.float32)]), 4, (8, 5, 5))
+        labels_on_grid([np.zeros((2, 3, 5, 5), np.float32)], 4, (8, 5, 5))
 
 
 def test_argmax_takes_the_first_of_equals() -> None:

@@ -5,7 +5,7 @@ from inference.sliding_window import gaussian, mirrored, shares, sliding_window,
 
 
 def run(image: np.ndarray, patch: tuple[int, int, int], step: float, network, **options) -> np.ndarray:
-    return np.concatenate(list(sliding_window(image, patch, step, network, **options)), axis=1)
+    return np.concatenate([slab.copy() for slab in sliding_window(image, patch, step, network, **options)], axis=1)
 
 
 def pointwise(window: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from inference import stitching
 from inference.engine import EngineError, OnnxRuntimeEngine
 from inference.onnx_file import FLOAT, FLOAT16
 from inference.pipeline import Options, Segmenter
-from inference.resample import labels_on_grid, slices_of
+from inference.resample import labels_on_grid
 from inference.sliding_window import Layout, sliding_window
 from inference.stitching import Stitcher, finishing_graph, settling_graph
 from inference.volume import Volume
@@ -47,7 +47,7 @@ def smooth(shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def on_the_host(engine: OnnxRuntimeEngine, image: np.ndarray, step: float, target: tuple[int, int, int]) -> np.ndarray:
-    return labels_on_grid(slices_of(sliding_window(image, PATCH, step, engine)), len(image), target)
+    return labels_on_grid(sliding_window(image, PATCH, step, engine), len(image), target)
 
 
 @pytest.mark.parametrize(
