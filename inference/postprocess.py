@@ -21,6 +21,7 @@ Components = npt.NDArray[np.uint32]
 Box = tuple[slice, slice, slice]
 
 SMALLEST_SHARE = 0.5  # of the smallest training volume of that organ
+FLECK_SHARE = 0.005  # the same, of an organ that the scan's end cuts
 FRAGMENT_SHARE = 0.1  # of the organ's own volume
 CLOSING_RADIUS = 2  # 5 x 5 x 5 voxels
 ADRENAL_GLANDS = ("right_adrenal_gland", "left_adrenal_gland")
@@ -46,7 +47,12 @@ class Context:
 
 
 def remove_too_small(labels: Labels, context: Context) -> Labels:
-    """Rule 1: an organ under half of its smallest training volume goes, unless the scan's first or last slice cuts it."""
+    """Rule 1: an organ under half of its smallest training volume goes.
+
+    One that the scan's first or last slice cuts may be the end of a whole organ, and goes only under 0.5 % of that volume. The
+    paper says nothing of scans that cut organs. Of 38 synthetic ones, six of them slabs, flecks at an end cost 0.008 of the
+    mean DSC; a limit of 1 % and more takes ends of kidneys that were right.
+    """
     labels = labels.copy()
 
     def check(name: str) -> None:
@@ -56,7 +62,8 @@ def remove_too_small(labels: Labels, context: Context) -> Labels:
             return
         cut = box[0].start == 0 or box[0].stop == len(labels)
         inside = labels[box] == organ
-        if not cut and np.count_nonzero(inside) * context.voxel_volume < SMALLEST_SHARE * context.minima[name]:
+        share = FLECK_SHARE if cut else SMALLEST_SHARE
+        if np.count_nonzero(inside) * context.voxel_volume < share * context.minima[name]:
             labels[box][inside] = 0
 
     context.each(check, [name for name in context.minima if name in context.ids])

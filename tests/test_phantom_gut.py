@@ -6,7 +6,7 @@ import pytest
 from train.phantom import Grid
 from train.phantom.anatomy.gut import Gut
 from train.phantom.body import Body, field
-from train.phantom.canvas import Canvas, Tube
+from train.phantom.canvas import Below, Canvas, Tube
 from train.phantom.tissue import BOWEL, LUMEN, T
 
 GRID = Grid.covering((-160, -120, -180), (120, 140, 180), (5, 3, 3))
@@ -61,7 +61,19 @@ def test_only_ascending_and_transverse_colon_press_into_the_liver() -> None:
     painter, canvas = gut(6)
     painter.colon()
     canvas.tissue[:] = T.LIVER
-    painter.press_into_liver()
+    painter.press_into_liver(Below((0, 0, 300), (0, 0)))
     x = GRID.coordinates(2)[(canvas.tissue != T.LIVER).any((0, 1))]
     assert painter.right_colon
     assert len(x) == 0 or x.min() < -0.4 * painter.half
+
+
+def test_colon_does_not_press_deep_into_the_liver() -> None:
+    face = Below((0, 0, -40), (0.3, 0.1))
+    painter, canvas = gut(4)
+    painter.colon()
+    canvas.tissue[:] = T.LIVER
+    painter.press_into_liver(face)
+    pressed = np.isin(canvas.tissue, BOWEL)
+    assert pressed.any()
+    depths = face.distance(canvas.points)[pressed]
+    assert float(depths.max()) < 12 + max(piece.tube.radii.max() for piece in painter.right_colon)

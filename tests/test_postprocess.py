@@ -47,8 +47,15 @@ def test_an_organ_under_half_its_smallest_training_volume_goes() -> None:
 @pytest.mark.parametrize("end", [0, 9])
 def test_an_organ_that_the_scans_end_cuts_is_not_too_small(end: int) -> None:
     labels = empty()
+    labels[end, 3:5, 3:5] = SPLEEN  # 4 voxels, 8 mm3
+    assert (remove_too_small(labels, context(spleen=1600.0)) == labels).all()  # exactly 0.5 % stays
+
+
+@pytest.mark.parametrize("end", [0, 9])
+def test_a_fleck_at_the_scans_end_goes(end: int) -> None:
+    labels = empty()
     labels[end, 3:5, 3:5] = SPLEEN
-    assert (remove_too_small(labels, context(spleen=1e6)) == labels).all()
+    assert not remove_too_small(labels, context(spleen=1601.0)).any()
 
 
 def test_an_organ_at_the_scans_side_is_still_too_small() -> None:

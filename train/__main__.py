@@ -15,6 +15,10 @@ log = logging.getLogger("train")
 COMMANDS = {
     "phantom": ("train.phantom", "write a FLARE22 data set of synthetic abdomens with known truth"),
     "phantom-sheet": ("train.phantom.sheet", "a contact sheet of synthetic abdomens, as PNG"),
+    "phantom-volumes": (
+        "train.phantom.census",
+        "organ volumes of many synthetic abdomens beside the literature, as a table",
+    ),
     "fit": ("train.fit", "prepare a data set, train one nnU-Net, export its bundle"),
     "loop": ("train.loop", "self-training: from labelled and unlabelled scans to one bundle"),
     "status": ("train.status", "where a loop is: iteration, fold, epoch, cases, time left"),

@@ -78,6 +78,7 @@ def draw_look(r: np.random.Generator, disease: Disease, lesions: dict[int, Lesio
     adrenal = u(12, 42) + e * u(20, 75)
     hu[T.RIGHT_ADRENAL], hu[T.LEFT_ADRENAL] = adrenal, adrenal + u(-4, 4)
     hu[T.GALLBLADDER] = u(-4, 24) if r.random() < 0.88 else u(24, 75)  # sludge, contrast medium in the bile
+    hu[T.GALLBLADDER_WALL] = u(22, 48) + e * u(5, 65)
     mixed = hu.copy()
     _lumina(hu, mixed, r, e)
     if e and r.random() < 0.4:  # blood from the legs comes late
@@ -117,6 +118,7 @@ def _mottles(hu: Floats, r: np.random.Generator) -> tuple[Mottle, ...]:
         Mottle(T.STOMACH_FOOD, u(-0.2, 0.8), float(r.choice((fat, u(-500, -150), u(60, 200))))),
         Mottle(T.FOLDS, u(-0.3, 0.3), float(hu[T.BOWEL_WALL]) + u(-5, 15)),
         Mottle(T.MUSCLE, u(0.55, 2.2), 0.5 * (fat + float(hu[T.MUSCLE]))),
+        Mottle(T.PANCREAS, u(0.5, 2.6), 0.6 * fat + 0.4 * float(hu[T.PANCREAS])),
     )
 
 

@@ -304,6 +304,25 @@ class Tube:
         return e
 
 
+class Below:
+    """Everything below the plane through ``point`` that rises by ``slope`` mm per mm to the left and to the back."""
+
+    slack = 1.0
+
+    def __init__(self, point: ArrayLike, slope: tuple[float, float]) -> None:
+        self.point, self.slope = np.asarray(point, float), slope
+
+    def bounds(self) -> Corners:
+        return LOW, HIGH
+
+    def distance(self, points: Points) -> Floats:
+        x, y, z = (p - np.float32(c) for p, c in zip(points, self.point, strict=True))
+        z -= x * np.float32(self.slope[0])
+        z -= y * np.float32(self.slope[1])
+        z *= np.float32((1 + self.slope[0] ** 2 + self.slope[1] ** 2) ** -0.5)
+        return np.asarray(z, np.float32)
+
+
 class Composite:
     """The union of ``parts`` without ``holes``."""
 
@@ -467,6 +486,12 @@ class Canvas:
 
     def _at(self, box: Box) -> Points:
         return self.points[0][box], self.points[1][box], self.points[2][box]
+
+    def carve(self, box: Box, e: Floats, holes: Sequence[Shape]) -> None:
+        """Take ``holes`` out of a shape with distances ``e`` in ``box``."""
+        for hole in holes:
+            for cut, view, inner in self._part(hole.bounds(), e, box, self._anywhere, 0.0):
+                np.maximum(view, -self._within(hole, cut, inner, 0.0), out=view)
 
     def paint(self, shape: Shape, tissue: int, over: Sequence[int]) -> None:
         """Give ``tissue`` to the voxels of ``shape`` that hold one of ``over``."""

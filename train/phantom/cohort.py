@@ -3,10 +3,8 @@
 import argparse
 import json
 import logging
-import multiprocessing
-import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from train.phantom.artefact import Artefacts, draw_artefact
 from train.phantom.body import Body, stream
 from train.phantom.canvas import Grid
 from train.phantom.disease import Disease, draw_disease
+from train.phantom.processes import processes
 from train.phantom.scan import Phantom, generate
 from train.phantom.tissue import AUXILIARY
 
@@ -359,18 +358,9 @@ def _run(orders: list[Order], jobs: int) -> Iterator[str]:
     if jobs <= 1:
         yield from map(write_case, orders)
         return
-    # Processes of their own, one BLAS thread each: a fork may not inherit a caller's thread pools.
-    before = {key: os.environ.get(key) for key in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    os.environ.update(dict.fromkeys(before, "1"))
-    try:
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            for future in as_completed([pool.submit(write_case, order) for order in orders]):
-                yield future.result()
-    finally:
-        for key, value in before.items():
-            os.environ.pop(key, None)
-            if value is not None:
-                os.environ[key] = value
+    with processes(jobs) as pool:
+        for future in as_completed([pool.submit(write_case, order) for order in orders]):
+            yield future.result()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -70,6 +70,7 @@ class Tissue(IntEnum):
     LEFT_MEDULLA = 52
     AORTA_PLAQUE = 53
     STOMACH_FOOD = 54
+    GALLBLADDER_WALL = 55
     METAL = 100
     ASCITES = 101
     EFFUSION = 102
@@ -89,7 +90,7 @@ ORGAN_TISSUES: dict[str, tuple[Tissue, ...]] = {
     "inferior_vena_cava": (T.CAVA,),
     "right_adrenal_gland": (T.RIGHT_ADRENAL,),
     "left_adrenal_gland": (T.LEFT_ADRENAL,),
-    "gallbladder": (T.GALLBLADDER,),
+    "gallbladder": (T.GALLBLADDER, T.GALLBLADDER_WALL),
     "esophagus": (T.ESOPHAGUS_WALL, T.ESOPHAGUS_GAS, T.ESOPHAGUS_FLUID),
     "stomach": (T.STOMACH_WALL, T.STOMACH_CONTENT, T.STOMACH_FOOD, T.STOMACH_GAS),
     "duodenum": (T.DUODENUM_WALL, T.DUODENUM_CONTENT, T.DUODENUM_GAS),

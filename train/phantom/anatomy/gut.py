@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from train.phantom.body import Body, stream
-from train.phantom.canvas import Canvas, Ellipsoid, Tube, through
+from train.phantom.canvas import Canvas, Ellipsoid, Shape, Tube, through, vector
 from train.phantom.tissue import BOWEL, ORGAN_TISSUES, T
 
 Doubles = NDArray[np.float64]
@@ -198,12 +198,26 @@ class Gut:
             spot = tube.points[i] + way * tube.radii[i]
             self.canvas.paint(Ellipsoid(spot, (size * 1.3, size, size)), T.BOWEL_GAS, [T.STOOL])
 
-    def press_into_liver(self) -> None:
-        """The hepatic flexure and the transverse colon press into the liver's lower face as often as they yield to it."""
+    def press_into_liver(self, face: Shape) -> None:
+        """The hepatic flexure and the transverse colon press into the liver's lower ``face`` as often as they yield to it."""
         presses, depth = self.r.random() < 0.65, self._u(0.7, 0.9)
         for piece in self.right_colon if presses else []:
-            low = piece.tube.wide(depth)
+            low = _before(piece.tube.wide(depth), face, 12.0)
+            if low is None:
+                continue
+            aside = Tube(low.points + vector(-9, 0, -9), list(low.radii))  # no scraps of liver between colon and wall
+            self.canvas.paint(aside, T.FAT, ORGAN_TISSUES["liver"])
             layers = ((0.0, int(T.BOWEL_WALL)), (piece.wall, piece.content))
             self.canvas.paint_layers(low, layers, ORGAN_TISSUES["liver"])
             if piece.height is not None and float(low.radii.min()) > piece.wall + 0.5:
                 self.canvas.level(low.grown(-piece.wall), T.BOWEL_GAS, [piece.content], piece.height)
+
+
+def _before(tube: Tube, face: Shape, depth: float) -> Tube | None:
+    """The part of ``tube`` up to where it first runs ``depth`` mm behind ``face``, from its lowest point both ways."""
+    x, y, z = tube.points.T.astype(np.float32)
+    deep = np.flatnonzero(face.distance((x, y, z)) > depth)
+    lowest = int(np.argmin(z))
+    first = int(deep[deep < lowest].max(initial=-1)) + 1
+    last = int(deep[deep > lowest].min(initial=len(x)))
+    return Tube(tube.points[first:last], list(tube.radii[first:last])) if last - first > 1 else None

@@ -4,20 +4,26 @@ import numpy as np
 
 from train.phantom.anatomy.scene import Doubles, Scene
 from train.phantom.canvas import Composite, Ellipsoid, Tube, vector
-from train.phantom.tissue import BOWEL, ORGAN_TISSUES, T
+from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
+
+
+def place(scene: Scene) -> None:
+    """Where both kidneys lie, for the liver to keep away from; leaves their shapes."""
+    for name, side, height in (("right_kidney", -1, 2), ("left_kidney", 1, 15)):
+        scene.shapes[name] = _placed(scene, name, side, height)
 
 
 def kidneys(scene: Scene) -> None:
     """Both, each in its fat."""
-    for name, side, cortex, medulla, height in (
-        ("right_kidney", -1, T.RIGHT_CORTEX, T.RIGHT_MEDULLA, 2),
-        ("left_kidney", 1, T.LEFT_CORTEX, T.LEFT_MEDULLA, 15),
+    for name, side, cortex, medulla in (
+        ("right_kidney", -1, T.RIGHT_CORTEX, T.RIGHT_MEDULLA),
+        ("left_kidney", 1, T.LEFT_CORTEX, T.LEFT_MEDULLA),
     ):
-        _kidney(scene, name, side, cortex, medulla, height)
+        _kidney(scene, name, side, cortex, medulla)
 
 
-def _kidney(scene: Scene, name: str, side: int, cortex: int, medulla: int, height: float) -> None:
-    b, n, c = scene.body, scene.n, scene.canvas
+def _placed(scene: Scene, name: str, side: int, height: float) -> Ellipsoid:
+    b, n = scene.body, scene.n
     shape = np.array([n(27, 2), n(27, 2), n(53, 4)])
     z = height + n(0, 11) + 0.35 * scene.lift
     centre = (side * (b.spine_radius * 1.2 + 34 + n(2, 4)), b.spine(z)[1] + n(6, 5), z)
@@ -29,8 +35,13 @@ def _kidney(scene: Scene, name: str, side: int, cortex: int, medulla: int, heigh
     within = np.array(centre) + 0.65 * np.vstack([np.zeros(3), np.diag(shape), -np.diag(shape)])
     target = scene.grown_target(name, within) * 1.02  # the sinus goes, the fuller poles come
     axes = shape * (target * 1000 / (4 / 3 * np.pi * float(np.prod(shape)))) ** (1 / 3)
-    kidney = Ellipsoid(centre, axes, angles, 0.15)
-    scene.shapes[name] = kidney
+    return Ellipsoid(centre, axes, angles, 0.15)
+
+
+def _kidney(scene: Scene, name: str, side: int, cortex: int, medulla: int) -> None:
+    b, c, kidney = scene.body, scene.canvas, scene.shapes[name]
+    assert isinstance(kidney, Ellipsoid)
+    axes = kidney.axes
     margin, fat_above = scene.gap + scene.u(0, 5) * (0.2 + b.visceral), scene.u(-4, 4) + 5 * b.visceral
     sinus = Ellipsoid(
         kidney.at(-side * 0.72, -0.1, 0), axes * (scene.u(0.42, 0.6), scene.u(0.26, 0.38), scene.u(0.4, 0.55))
@@ -87,10 +98,21 @@ def adrenals(scene: Scene) -> None:
             T.PORTAL,
         )
         kidneys = (T.RIGHT_CORTEX, T.LEFT_CORTEX, T.RIGHT_MEDULLA, T.LEFT_MEDULLA)
+        _adrenal_bed(scene, middle, side)
         for part in gland:
             scene.canvas.paint(part.grown(margin), T.FAT, (*around, *kidneys))
         for part in gland:
             scene.canvas.paint(part, tissue, (T.FAT, T.MUSCLE, T.ARTERY, T.VEIN))
+
+
+def _adrenal_bed(scene: Scene, middle: Doubles, side: int) -> None:
+    """The fat between crus, kidney and what lies in front, which even the lean have; on the right the liver leaves less."""
+    half = np.array((scene.u(6, 12), scene.u(8, 14), 20.0)) + (1 - side) * np.array((-1.0, 0.0, 0.0))
+    bed = Ellipsoid(middle + vector(side * 3, 4, 2), half * (1 + 0.4 * scene.body.visceral))
+    stomach = (-3.5, T.STOMACH_WALL, (T.STOMACH_CONTENT, T.STOMACH_FOOD, T.STOMACH_GAS))
+    bowel = (-2.6, T.BOWEL_WALL, LUMEN)
+    over = (*ORGAN_TISSUES["stomach"], *ORGAN_TISSUES["liver"], T.SPLEEN, *BOWEL)
+    scene.canvas.paint_in_turn(bed, (stomach, bowel, (0.0, T.FAT, over)))
 
 
 def _adrenal_limbs(scene: Scene, middle: Doubles, side: int) -> list[Tube]:

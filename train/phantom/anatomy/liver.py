@@ -4,8 +4,11 @@ import numpy as np
 
 from train.phantom.anatomy.gut import FREE
 from train.phantom.anatomy.scene import Doubles, Hug, Scene
-from train.phantom.canvas import Composite, Ellipsoid, Tube, through, vector
+from train.phantom.body import _layers
+from train.phantom.canvas import Below, Composite, Ellipsoid, Tube, through, vector
 from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
+
+NARROW = 18.0  # mm between kidney and wall: the liver stays in front
 
 
 def _liver_at(scene: Scene, scale: float, pose: dict[str, Doubles]) -> Composite:
@@ -13,11 +16,11 @@ def _liver_at(scene: Scene, scale: float, pose: dict[str, Doubles]) -> Composite
     right = Ellipsoid(pose["right"], pose["right_axes"] * k, tuple(pose["right_angles"]), 0.35)
     lower = Ellipsoid(pose["lower"], pose["lower_axes"] * k, (0.15, 0, 0))
     left = Ellipsoid(pose["left"], pose["left_axes"] * k, tuple(pose["left_angles"]))
-    caudate = Ellipsoid(pose["caudate"], (17 * k, 15 * k, 24 * k))
     hollow = Ellipsoid(pose["hollow"], pose["hollow_axes"])
-    fossa = Ellipsoid(pose["fossa"], pose["fossa_axes"])
+    fossa = Ellipsoid(pose["fossa"], pose["fossa_axes"])  # of the kidney
     groove = Ellipsoid(pose["groove"], pose["groove_axes"])  # where the esophagus comes down
-    return Composite((Composite((right, lower, left), (hollow, fossa, groove)), caudate))
+    edge = Below(pose["edge"] - vector(0, 0, 45 * max(k - 1.1, 0)), (float(pose["slope"][0]), float(pose["slope"][1])))
+    return Composite((right, lower, left), (hollow, fossa, groove, edge))
 
 
 def liver(scene: Scene) -> None:
@@ -27,8 +30,9 @@ def liver(scene: Scene) -> None:
     # A tongue down the flank; a left lobe that reaches the spleen.
     riedel = scene.u(15, 45) if scene.r.random() < 0.1 else 0.0
     beaver = scene.u(20, 45) if scene.r.random() < 0.1 else 0.0
-    room = 1 + 0.3 * b.visceral
     pose = {
+        **_renal_fossa(scene),
+        **_lower_edge(scene, riedel),
         "right": np.array([-0.56 * scene.half + n(0, 3), 4 + n(0, 5), 62 + zl]),
         "right_axes": np.array([n(66, 4) * scene.ax, n(84, 5) * scene.ay, n(68, 6)]),
         "right_angles": np.array([n(0, 0.08), n(0.1, 0.08), n(0, 0.1)]),
@@ -39,16 +43,16 @@ def liver(scene: Scene) -> None:
         "left_angles": np.array([0, n(-0.22, 0.13), n(-0.1, 0.13)]),
         "caudate": np.array([-13 * scene.ax, b.spine_front(70) - 34, n(80, 5) + zl]),
         "hollow": np.array([n(10, 5) * scene.ax, 14.0 * scene.ay, n(18, 5) + zl * 0.6]),
-        "fossa": np.array([-(b.spine_radius * 1.2 + 34), b.spine(0)[1] + 46, 6 + 0.35 * zl]),
         "groove": np.array([n(36, 4) * scene.ax, b.spine_front(100) - 4, n(100, 4) + zl]),
         "groove_axes": np.array([n(42, 4) * scene.ax, n(36, 4) * scene.ay, n(48, 4)]),
-        "fossa_axes": np.array([30.0 * room, 43.0 * room, 62.0 * room]),
         "hollow_axes": np.array([n(62, 4) * scene.ax, n(58, 4) * scene.ay, n(50, 4)]),
     }
     hug = Hug(-1, float(scene.wall.uniform(4, 16)) * (1 - 0.4 * b.visceral), float(scene.wall.uniform(25, 50)))
-    scale = scene.fit(lambda k: _liver_at(scene, k, pose), scene.targets["liver"] * 1.26, hug)
+    scale = scene.fit(lambda k: _liver_at(scene, k, pose), scene.targets["liver"] * 1.25, hug, 1.5)
     liver = _liver_at(scene, scale, pose)
-    scene.paint_at_the_wall(liver, ((-2.6, T.BOWEL_WALL, LUMEN), (0.0, T.LIVER, FREE)), hug)
+    coats = ((-2.6, T.BOWEL_WALL, LUMEN), (0.0, T.LIVER, FREE))
+    scene.paint_at_the_wall(liver, coats, hug)
+    c.paint_in_turn(Ellipsoid(pose["caudate"], np.array((17, 15, 24)) * scale), coats)
     scene.liver = liver
     scene.shapes["liver"] = Ellipsoid(pose["right"], pose["right_axes"] * scale * 0.85)
     # Falciform ligament's fissure, porta hepatis
@@ -60,6 +64,31 @@ def liver(scene: Scene) -> None:
     scene.porta = np.array([-32 * scene.ax, b.spine_front(60) - 40, n(58, 4) + 0.7 * zl])
     c.paint(Ellipsoid(scene.porta + vector(8, 2, -6), (15, 9, 10)), T.FAT, [T.LIVER])
     _liver_vessels(scene, pose["right"], pose["right_axes"] * scale, pose["left"], pose["left_axes"] * scale)
+
+
+def _renal_fossa(scene: Scene) -> dict[str, Doubles]:
+    """The hollow that keeps the liver from behind the right kidney, and from beside it where there is no room."""
+    kidney = scene.shapes["right_kidney"]
+    assert isinstance(kidney, Ellipsoid)
+    low, high = kidney.bounds()
+    half = (high - low) / 2
+    beside = np.array([[low[0]], [kidney.centre[1]], [kidney.centre[2]]])
+    room = float(_layers(scene.body, *beside)[2][0])  # mm between kidney and wall
+    wide = 1.3 * half[0] + 8 + 3 * scene.body.visceral
+    if room < NARROW:  # a sheet of liver would be squeezed in
+        wide = half[0] + NARROW + 22
+    return {
+        "fossa": kidney.centre + vector(9, 34, 8),  # the fat above the upper pole lies at the back and the middle
+        "fossa_axes": np.array([wide, 40.0, 1.15 * half[2] + 14 + 8 * scene.body.visceral]),
+    }
+
+
+def _lower_edge(scene: Scene, riedel: float) -> dict[str, Doubles]:
+    """Where the lower face begins at the right wall, never far below the kidney, and how it rises to the left and the back."""
+    pole = float(scene.shapes["right_kidney"].bounds()[0][2])
+    edge = pole + scene.n(16, 11) - riedel
+    slope = np.array([scene.u(0.26, 0.52), scene.u(0.05, 0.5)])
+    return {"edge": np.array([-scene.half, -0.3 * scene.body.cavity_front, edge]), "slope": slope}
 
 
 def _liver_vessels(scene: Scene, right: Doubles, axes: Doubles, left: Doubles, left_axes: Doubles) -> None:
@@ -83,13 +112,13 @@ def gallbladder(scene: Scene) -> None:
     b, n, c = scene.body, scene.n, scene.canvas
     shape = np.array([n(12, 1.5), n(13, 1.5), n(27, 4)])
     x, y = n(-53, 9) * scene.ax, -0.4 * b.cavity_front + n(0, 8)
-    angles = (n(0.72, 0.25), n(0.15, 0.2), n(0.0, 0.25))
+    angles = (n(-0.6, 0.25), n(0.15, 0.2), n(0.0, 0.25))  # fundus down and to the front, neck up and to the back
     # The fossa: where a line upwards at (x, y) first meets the liver's undersurface.
     z = np.arange(-60.0, 110.0, 2.0).astype(np.float32)
     inside = scene.liver.distance((np.full_like(z, x), np.full_like(z, y), z)) < 0
     under = float(z[np.argmax(inside)]) if inside.any() else 20.0
     target = scene.grown_target("gallbladder", np.array((x, y, under)))
-    axes = shape * (target * 1000 / (4 / 3 * np.pi * float(np.prod(shape)))) ** (1 / 3)
+    axes = shape * (0.95 * target * 1000 / (4 / 3 * np.pi * float(np.prod(shape)))) ** (1 / 3)
     gallbladder = Ellipsoid((x, y, under + 1), axes, angles, 0.1)
     scene.shapes["gallbladder"] = gallbladder
     if "gallbladder" in scene.disease.absent:
@@ -99,7 +128,17 @@ def gallbladder(scene: Scene) -> None:
     opening = Ellipsoid((x + 4.0, y - 4.5, under + 1), axes, angles, 0.1)
     c.paint(opening.grown(4.0), T.FAT, ORGAN_TISSUES["liver"])
     over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], *ORGAN_TISSUES["duodenum"], T.MUSCLE)
-    c.paint(gallbladder, T.GALLBLADDER, over)
+    thick = min(scene.u(0.7, 2.4), 0.3 * float(axes.min()))
+    layers = ((0.0, int(T.GALLBLADDER_WALL)), (thick, int(T.GALLBLADDER)))
+    for part in (_neck(gallbladder, scene.porta), gallbladder):
+        c.paint_layers(part, layers, (*over, T.GALLBLADDER_WALL))
+
+
+def _neck(gallbladder: Ellipsoid, porta: Doubles) -> Tube:
+    """From the gallbladder's upper end a bit of the way to the porta hepatis, narrower and narrower."""
+    start, end = gallbladder.at(0, 0, 0.55), gallbladder.at(0, 0, 1.05)
+    tip = end + (porta - end) * min(1.0, 9 / float(np.linalg.norm(porta - end)))
+    return Tube(through([start, end, tip], 3), [0.75 * gallbladder.axes.min(), 0.42 * gallbladder.axes.min(), 2.2])
 
 
 def spleen(scene: Scene) -> None:

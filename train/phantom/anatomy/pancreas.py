@@ -1,8 +1,9 @@
 """Duodenum and pancreas, who lie around each other."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from train.phantom.anatomy.gut import FREE
 from train.phantom.anatomy.scene import Scene
 from train.phantom.anatomy.vessels import mesenteric_vessels
 from train.phantom.canvas import Ellipsoid, Tube, through, vector
@@ -42,7 +43,7 @@ def duodenum_and_pancreas(scene: Scene) -> None:
     scene.gut.piece(jejunum.bumpy(scene.r, 0.05), (T.BOWEL_FLUID, T.FOLDS, T.BOWEL_WALL), [T.FAT])
     over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], T.VEIN, T.ARTERY, T.RIGHT_CORTEX)
     mesenteric_vessels(scene, aorta_y, low)
-    scene.clear(tube, BOWEL)
+    scene.clear(_uneven(scene, tube), BOWEL)
     wall = scene.u(2.0, 3.6) if scene.r.random() < 0.75 else scene.u(4.5, 8.0)
     c.paint_layers(tube, ((0, T.DUODENUM_WALL), (wall, T.DUODENUM_CONTENT)), over)
     if scene.r.random() < 0.35:
@@ -78,21 +79,25 @@ def _pancreas(scene: Scene, aorta_y: float, low: float, duodenum: Tube) -> None:
     widths[5:] *= u(0.75, 1.3)
     body = Tube(scene.course(course, 2.0), widths, (1, u(0.75, 1.05), u(0.95, 1.35)))
     body = body.bumpy(scene.r, u(0.05, 0.2))
-    body = body.of_volume(scene.grown_target("pancreas", body.points) * 1.16)
+    body = body.of_volume(scene.grown_target("pancreas", body.points) * 1.36)
     uncinate = Tube(
         through([head + vector(4, 4, -14), head + vector(16, 2, -16), (n(-6, 4), aorta_y - 15, head[2] - n(4, 3))], 3),
         np.array([7, 6, 4.5]) * u(0.6, 1.2),
     )
     over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], T.ARTERY)
-    scene.clear(body, (*BOWEL, T.LIVER))
+    bed = _uneven(scene, body)
+    scene.clear(bed, (*BOWEL, T.LIVER))
     stomach = ORGAN_TISSUES["stomach"]  # yields, but keeps its wall
     wall = (-scene.gap - 3.5, T.STOMACH_WALL, (T.STOMACH_CONTENT, T.STOMACH_FOOD, T.STOMACH_GAS))
-    c.paint_in_turn(body, (wall, (-scene.gap, T.FAT, stomach)))
+    c.paint_in_turn(bed, (wall, (-scene.gap, T.FAT, stomach)))
     wide, obstructed = scene.u(1.4, 3.5), scene.r.random() < 0.6
     duct = wide if obstructed and "pancreas" in scene.disease.lesions else 0.9
     c.paint(uncinate, T.PANCREAS, (T.FAT, *BOWEL))
-    c.paint(body, T.PANCREAS, over)
-    _lobules(scene, body)
+    lobular = u(0, 1)
+    c.paint(body.wide(1 - 0.26 * lobular), T.PANCREAS, over)
+    for tube, share in ((body, 1.0), (uncinate, 0.6)):
+        _lobules(scene, tube, lobular * share, over)
+    _clefts(scene, body, lobular)
     c.paint(Tube(body.points[3:-2], duct), T.DUCT, [T.PANCREAS])
     bile = [scene.porta + vector(-4, -6, -2), head + vector(-2, 6, 12), head + vector(-6, 6, -8)]
     scene.bile = Tube(through(bile, 4), scene.u(2.0, 3.8))
@@ -100,17 +105,38 @@ def _pancreas(scene: Scene, aorta_y: float, low: float, duodenum: Tube) -> None:
     scene.shapes["pancreas"] = body
 
 
-def _lobules(scene: Scene, body: Tube) -> None:
-    """Lobules on the surface; the fat between them, hardly any in the young, much in the old and the obese."""
-    u = scene.u
-    outward, clefts = int(scene.r.integers(0, 26)), int(34 * u(0, 1) ** 2 * (0.4 + scene.body.visceral))
-    for k in range(outward + clefts):
-        i = int(scene.r.integers(0, len(body.points)))
-        way = scene.r.normal(size=3)
+def _uneven(scene: Scene, tube: Tube) -> Tube:
+    """``tube``, here thinner and there thicker: a neighbour touches it in one place and keeps away in another."""
+    margin = scene.gap * np.clip(scene.r.normal(0, 0.8, len(tube.radii)), -1, 1.4)
+    return Tube(tube.points, tube.radii + margin, (tube.stretch[0], tube.stretch[1], tube.stretch[2]))
+
+
+def _lobules(scene: Scene, body: Tube, lobular: float, over: Sequence[int]) -> None:
+    """Lobules side by side around the gland: the higher ``lobular`` (0 to 1), the deeper the notches between them."""
+    r = scene.r
+    lengths = np.linalg.norm(np.diff(body.points, axis=0), axis=1)
+    count = int(lengths.sum() * (0.3 + 0.5 * lobular))
+    where = r.uniform(0, len(lengths), count)
+    for at in where:
+        i, share = int(at), at % 1
+        middle = body.points[i] * (1 - share) + body.points[i + 1] * share
+        radius = body.radii[i] * (1 - share) + body.radii[i + 1] * share
+        way = r.normal(size=3)
+        way *= body.stretch / np.linalg.norm(way)
+        size = radius * r.uniform(0.3, 0.52)
+        spot = middle + way * (radius * (1 + 0.22 * lobular * r.uniform(-0.4, 1)) - size)
+        scene.canvas.paint(Ellipsoid(spot, size * r.uniform(0.8, 1.25, 3)), T.PANCREAS, over)
+
+
+def _clefts(scene: Scene, body: Tube, lobular: float) -> None:
+    """Fat that grows in between lobules, hardly any in the young, much in the old and the obese: thin leaves from outside."""
+    u, r = scene.u, scene.r
+    for _ in range(int(46 * u(0, 1) ** 1.5 * (0.3 + 0.4 * lobular + 0.6 * scene.body.visceral))):
+        i = int(r.integers(1, len(body.points) - 1))
+        way = r.normal(size=3)
         way /= np.linalg.norm(way)
-        if k < outward:
-            spot, size = body.points[i] + 0.85 * body.radii[i] * way, u(0.3, 0.6) * body.radii[i]
-            scene.canvas.paint(Ellipsoid(spot, size * scene.r.uniform(0.8, 1.3, 3)), T.PANCREAS, FREE)
-        else:
-            spot, size = body.points[i] + u(0.4, 1.0) * body.radii[i] * way, u(1.2, 2.6)
-            scene.canvas.paint(Ellipsoid(spot, size * scene.r.uniform(0.6, 1.8, 3)), T.FAT, [T.PANCREAS])
+        spot = body.points[i] + u(0.6, 1.0) * body.radii[i] * way
+        leaf = (u(0.6, 1.3), u(0.35, 0.65) * body.radii[i], u(0.35, 0.65) * body.radii[i])
+        along = body.points[i + 1] - body.points[i - 1]
+        turn = float(np.arctan2(along[1], along[0])) + float(r.normal(0, 0.5))
+        scene.canvas.paint(Ellipsoid(spot, leaf, (0, float(r.normal(0, 0.5)), turn)), T.FAT, [T.PANCREAS])

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from train.phantom.anatomy.gut import Gut
 from train.phantom.body import Body, Field, _layers, stream
-from train.phantom.canvas import Canvas, Coat, Composite, Ellipsoid, Floats, Sampler, Shape, Tube, through
+from train.phantom.canvas import Canvas, Coat, Composite, Ellipsoid, Floats, Points, Sampler, Tube, through
 from train.phantom.disease import Disease, LesionTissue
 from train.phantom.tissue import LUMEN, T
 
@@ -27,10 +27,10 @@ TARGETS: dict[str, tuple[float, float, float, float]] = {
     "right_kidney": (165, 0.18, 108, 240),
     "left_kidney": (171, 0.18, 110, 246),
     "pancreas": (78, 0.27, 42, 130),
-    "gallbladder": (30, 0.45, 9, 75),
-    "stomach": (270, 0.55, 70, 780),
+    "gallbladder": (30, 0.45, 9, 66),
+    "stomach": (270, 0.55, 95, 780),
     "right_adrenal_gland": (3.9, 0.26, 2.2, 6.4),
-    "left_adrenal_gland": (4.5, 0.26, 2.5, 7.0),
+    "left_adrenal_gland": (4.5, 0.26, 2.5, 6.2),
     "duodenum": (68, 0.28, 36, 120),
 }
 
@@ -119,10 +119,10 @@ class Scene:
         p = np.asarray(points, float)
         return through(p + self.r.normal(0, jitter, p.shape).clip(-2 * jitter, 2 * jitter), per_span)
 
-    def fit(self, at: Callable[[float], Shape], millilitres: float, hug: Hug) -> float:
+    def fit(self, at: Callable[[float], Composite], millilitres: float, hug: Hug, most: float = 1.6) -> float:
         """Scale of a shape at which its part inside the abdominal cavity measures ``millilitres`` in the scan."""
         step = 7.0
-        low, high = at(1.6).bounds()
+        low, high = at(most).bounds()
         axes = [np.arange(lo, hi, step) for lo, hi in zip(low, high, strict=True)]
         x, y, z = (a.ravel() for a in np.meshgrid(*axes, indexing="ij"))
         wall, under = _layers(self.body, x, y, z)[2], self.body.dome(x, y) - z
@@ -130,19 +130,29 @@ class Scene:
         growth = self.field.growth_at(x[keep], y[keep], z[keep])
         points = (x[keep].astype(np.float32), y[keep].astype(np.float32), z[keep].astype(np.float32))
         pull = hug.pull(points[0], *(depth[keep].astype(np.float32) for depth in (wall, under)))
-        lowest, highest = 0.5, 1.6
+        lowest, highest = 0.5, most
         for _ in range(8):
             middle = (lowest + highest) / 2
-            volume = float((1 / growth[at(middle).distance(points) < pull]).sum()) * step**3 / 1000
+            volume = float((1 / growth[_swollen(at(middle), points, pull) < 0]).sum()) * step**3 / 1000
             lowest, highest = (middle, highest) if volume < millilitres else (lowest, middle)
         return (lowest + highest) / 2
 
-    def paint_at_the_wall(self, shape: Shape, coats: Sequence[Coat], hug: Hug) -> None:
-        """As ``Canvas.paint_in_turn``, but the shape swells towards wall and diaphragm."""
+    def paint_at_the_wall(self, shape: Composite, coats: Sequence[Coat], hug: Hug) -> None:
+        """As ``Canvas.paint_in_turn``, but the shape's parts swell towards wall and diaphragm, and its holes stay."""
         c, lattice = self.canvas, self.field.lattice
         side = np.asarray(lattice.nodes(2), np.float32)  # of the scan's middle: near enough
         pull = hug.pull(np.broadcast_to(side, lattice.shape), self.field.cavity, -self.field.lung)
         sampler = Sampler(lattice, c.grid)
-        for box, e in c.distances(shape, (hug.most + max(-depth for depth, _, _ in coats)) * shape.slack):
+        parts = Composite(shape.parts)
+        for box, e in c.distances(parts, (hug.most + max(-depth for depth, _, _ in coats)) * parts.slack):
             e -= sampler.at(pull, box)
+            c.carve(box, e, shape.holes)
             c.coat(box, e, coats)
+
+
+def _swollen(shape: Composite, points: Points, pull: Floats) -> Floats:
+    """Distance at ``points`` to a shape whose parts, not its holes, have swollen by ``pull`` mm there."""
+    out = Composite(shape.parts).distance(points) - pull
+    for hole in shape.holes:
+        np.maximum(out, -hole.distance(points), out=out)
+    return np.asarray(out, np.float32)

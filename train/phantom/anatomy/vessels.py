@@ -119,10 +119,13 @@ def mesenteric_vessels(scene: Scene, aorta_y: float, low: float) -> None:
     """Around the pancreas: coeliac trunk, superior mesenteric vessels, portal and splenic vein; leaves ``confluence``, ``splenic``."""
     n, c = scene.n, scene.canvas
     over = (T.FAT, *BOWEL, T.LIVER)
+    far = (
+        scene.u(0.5, 0.85) + 0.25 * scene.body.visceral
+    )  # from the aorta, in the lean hardly more than a vessel's width
     sma = [
         (6, aorta_y + 8, 14),
-        (4, aorta_y - 18, 6),
-        (3, aorta_y - 30, -30),
+        (4, aorta_y - 18 * far, 6),
+        (3, aorta_y - 10 - 20 * far, -30),
         (0, aorta_y - 34, low - 20),
         (-8, aorta_y - 30, -110),
     ]
@@ -137,7 +140,7 @@ def mesenteric_vessels(scene: Scene, aorta_y: float, low: float) -> None:
     c.paint(Tube(scene.course(celiac, 2), [3.8, 3.0, 2.4]), T.ARTERY, over)
     hepatic: list[ArrayLike] = [(6, aorta_y - 18, 34), (-14, aorta_y - 24, 38), scene.porta + vector(4, -6, -4)]
     c.paint(Tube(scene.course(hepatic, 1.5), [2.8, 2.2]), T.ARTERY, over)
-    scene.confluence = np.array([-10 + n(0, 2), aorta_y - 22, 12.0 + n(0, 3)])
+    scene.confluence = np.array([-10 + n(0, 2), aorta_y - 3 - 19 * far, 12.0 + n(0, 3)])
     thick = scene.u(5.2, 7.5)
     portal: list[ArrayLike] = [
         scene.confluence,
@@ -148,15 +151,15 @@ def mesenteric_vessels(scene: Scene, aorta_y: float, low: float) -> None:
     c.paint(Tube(scene.course(portal, 1.0), [thick, thick, thick * 0.85]), T.PORTAL, over)
     smv: list[ArrayLike] = [
         scene.confluence,
-        (-9, aorta_y - 29, -20),
+        (-9, aorta_y - 10 - 19 * far, -20),
         (-9, aorta_y - 34, low - 18),
         (-14, aorta_y - 32, -110),
     ]
     c.paint(Tube(scene.course(smv, 1.2), [thick * 0.9, thick * 0.8, thick * 0.5]), T.PORTAL, over)
     scene.splenic = [
         scene.confluence,
-        np.array([14, aorta_y - 19, 20.0]),
-        np.array([44 * scene.ax, aorta_y + 4, 32.0]),
+        np.array([14, aorta_y - 2 - 18 * far, 20.0]),
+        np.array([44 * scene.ax, aorta_y + 12 - 9 * far, 32.0]),
         scene.hilum,
     ]
     c.paint(Tube(through(scene.splenic), [thick * 0.75, thick * 0.55]), T.PORTAL, over)
