@@ -52,8 +52,8 @@ def test_unseen_synthetic_abdomens_are_segmented(tmp_path: Path, segmenter: Segm
         found = segmenter.segment(read_volume(store(tmp_path / "scan.nii.gz", body))).labels
         scores.append([dice(body.labels == organ.id, found == organ.id) for organ in ORGANS])
     means = dict(zip(CLASSES[1:], np.mean(scores, axis=0).round(3).tolist()))
-    assert np.mean(scores) >= 0.8, means
-    assert means["liver"] >= 0.9, means
+    assert np.mean(scores) >= 0.75, means
+    assert means["liver"] >= 0.95, means
 
 
 def test_eight_orientations_and_an_oblique_header_give_the_same_anatomy(tmp_path: Path, segmenter: Segmenter) -> None:
