@@ -313,7 +313,7 @@ def measure(command: Sequence[str], gpu: Gpu | None = None) -> Measured:
         raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}\n{output[-3000:]}")
     cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     others = max(0.0, host_times().busy - host.busy - cpu)
-    warnings = tuple(line for line in output.splitlines() if line.startswith("W "))
+    warnings = tuple(line.replace(f"{ROOT}/", "") for line in output.splitlines() if line.startswith("W "))
     return Measured(seconds, cpu, watcher.ram, watcher.gpu, others, watcher.area, warnings)
 
 
