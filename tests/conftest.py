@@ -1,8 +1,10 @@
 """What several tests need: scans of blocks, networks with a known answer, bundles made of them."""
 
 import hashlib
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nibabel as nib
@@ -124,3 +126,18 @@ def save_nifti(path: Path, voxels: np.ndarray, spacing: tuple[float, float, floa
     image.set_sform(affine, 1)
     nib.save(image, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def trainer() -> Iterator[ModuleType]:
+    """The trainer's file, imported as nnU-Net imports it: on its own, its folder on the path."""
+    pytest.importorskip("nnunetv2")
+    path = Path(__file__).parents[1] / "train" / "trainer" / "settings_trainer.py"
+    spec = importlib.util.spec_from_file_location("settings_trainer_under_test", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(path.parent))
+        spec.loader.exec_module(module)
+        yield module

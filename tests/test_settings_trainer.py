@@ -1,5 +1,3 @@
-import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -8,21 +6,7 @@ import pytest
 import torch
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 
-TRAINER = Path(__file__).parents[1] / "train" / "trainer" / "settings_trainer.py"
 PATCH = (12, 40, 48)
-
-
-@pytest.fixture(scope="module")
-def trainer() -> Iterator[ModuleType]:
-    """The trainer's file, imported as nnU-Net imports it: on its own, its folder on the path."""
-    spec = importlib.util.spec_from_file_location("settings_trainer_under_test", TRAINER)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TRAINER.parent))
-        spec.loader.exec_module(module)
-        yield module
 
 
 def labels() -> torch.Tensor:

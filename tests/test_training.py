@@ -1,30 +1,11 @@
 """Which methods the training's benchmark takes out for nnU-Net's side."""
 
-import importlib.util
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from benchmarks.training import fast_methods
-
-TRAINER = Path(__file__).parents[1] / "train" / "trainer" / "settings_trainer.py"
-
-
-@pytest.fixture(scope="module")
-def trainer() -> Iterator[ModuleType]:
-    """The trainer's file, imported as nnU-Net imports it: on its own, its folder on the path."""
-    pytest.importorskip("nnunetv2")
-    spec = importlib.util.spec_from_file_location("settings_trainer_of_the_bench", TRAINER)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TRAINER.parent))
-        spec.loader.exec_module(module)
-        yield module
 
 
 def test_what_makes_a_training_fast_on_a_cpu_is_found(trainer: ModuleType) -> None:
