@@ -76,9 +76,9 @@ def labels_on_grid(slabs: Iterable[Floats], depth: int, target: Shape, each: Eac
     """Arg-max over the classes of logits that are interpolated trilinearly to the grid ``target`` (z, y, x).
 
     ``slabs``: consecutive (classes, n, y, x), ``depth`` slices in all; one is held at a time, so nothing of the size classes
-    x scan ever exists. ``each`` paints the slices that a slab reaches. Equal to interpolating every class everywhere: interpolated logits are
-    convex combinations of their corners, so where the corners agree on the largest class, so does all between them.
-    Only the rest, a few per cent at the organs' borders, is interpolated.
+    x scan ever exists. ``each`` paints the slices that a slab reaches. Equal to interpolating every class everywhere:
+    interpolated logits are convex combinations of their corners, so where the corners agree on the largest class, so does
+    all between them. Only the rest, a few per cent at the organs' borders, is interpolated.
     """
     planes = axis(depth, target[0])
     out = np.empty(target, np.uint8)

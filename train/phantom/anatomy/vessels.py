@@ -119,9 +119,8 @@ def mesenteric_vessels(scene: Scene, aorta_y: float, low: float) -> None:
     """Around the pancreas: coeliac trunk, superior mesenteric vessels, portal and splenic vein; leaves ``confluence``, ``splenic``."""
     n, c = scene.n, scene.canvas
     over = (T.FAT, *BOWEL, T.LIVER)
-    far = (
-        scene.u(0.5, 0.85) + 0.25 * scene.body.visceral
-    )  # from the aorta, in the lean hardly more than a vessel's width
+    # From the aorta; in the lean hardly more than a vessel's width.
+    far = scene.u(0.5, 0.85) + 0.25 * scene.body.visceral
     sma = [
         (6, aorta_y + 8, 14),
         (4, aorta_y - 18 * far, 6),
