@@ -48,6 +48,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--no-postprocessing", action="store_true", help="leave the network's labels as they are")
     parser.add_argument("--no-crop", action="store_true", help="work on the whole field of view, not on the body's box")
+    parser.add_argument("--no-fit", action="store_true", help="windows of the plan's patch, however they fit the body")
     parser.add_argument("--report", type=Path, help="JSON with volumes, seconds, memory and warnings, outside OUTPUTS")
     parsed = parser.parse_args(arguments)
     if parsed.threads < 0:
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         engine = load_engine(bundle, parsed.device, parsed.threads, parsed.precision)
         log.info("%s; %d case%s", engine.name, len(cases), "s" * (len(cases) != 1))
         mirror_axes = (0, 1, 2) if parsed.mirror else ()
-        options = Options(parsed.step, mirror_axes, not parsed.no_postprocessing, not parsed.no_crop)
+        options = Options(parsed.step, mirror_axes, not parsed.no_postprocessing, not parsed.no_crop, not parsed.no_fit)
         segmenter = Segmenter(bundle, engine, options)
         del bundle, reading  # the network's bytes, which the engine has taken over
         start["engine"] = round(process_age() - start["imports"], 2)

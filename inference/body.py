@@ -8,8 +8,6 @@ import numpy.typing as npt
 
 from inference.volume import Array, Spacing
 
-Box = tuple[slice, slice]
-
 # Fat is above, lung, bedding and air below.
 BODY_HU = -300
 # The search looks at points so many mm apart: along the body, and across it.
@@ -34,24 +32,50 @@ class Windows:
         return (int(self.patch + more * self.patch * self.step) + 0.49) * self.voxel
 
 
-def body_box(voxels: Array, spacing: Spacing, windows: tuple[Windows, Windows]) -> Box:
-    """The rows and columns (y, x) of a scan (z, y, x) in HU that hold the body, over all slices.
+@dataclass(frozen=True)
+class Extent:
+    """Where the body lies along one axis of a scan: from voxel ``first`` to before ``last``, of ``size`` voxels of ``side`` mm."""
 
-    ``windows``: along y and x. The box is at least one window long where the scan is: it costs nothing to show the network all
-    that fits into one. Its margin gives way where less of it saves a window. The body is the largest piece above fat's density
-    after an erosion, which cuts thin things off: the table's plates, sheets, tubes. Where there is none, the box is the
-    whole field of view.
+    first: int
+    last: int
+    size: int
+    side: float
+
+    @property
+    def least(self) -> slice:
+        """The body and the least margin."""
+        margin = round(LEAST_MARGIN / self.side)
+        return slice(max(0, self.first - margin), min(self.size, self.last + margin))
+
+    def span(self, windows: Windows) -> slice:
+        """The body and its margin, which gives way where less of it saves a window; at least one window where the scan is that
+        long: it costs nothing to show the network all that fits into one."""
+        low, high = self.least.start, self.least.stop
+        margin = round(MARGIN / self.side)
+        wide = min(self.size, self.last + margin) - max(0, self.first - margin)
+        # Where the wide margin would cost another window, what fits into those that are needed anyway.
+        fitting = int(windows.longest((high - low) * self.side) / self.side)
+        length = min(self.size, max(high - low, min(wide, fitting), int(windows.longest(0) / self.side)))
+        # What does not fit on one side goes to the other.
+        low = min(max(0, (low + high - length) // 2), self.size - length)
+        return slice(low, low + length)
+
+
+def find_body(voxels: Array, spacing: Spacing) -> tuple[Extent, Extent]:
+    """Where the body lies along y and x of a scan (z, y, x) in HU, over all slices.
+
+    The body is the largest piece above fat's density after an erosion, which cuts thin things off: the table's plates,
+    sheets, tubes. Where there is none, it is the whole field of view.
     """
     steps = [max(1, round(length / side)) for length, side in zip((ALONG, ACROSS, ACROSS), spacing, strict=True)]
     body = _largest_piece(_eroded(voxels[:: steps[0], :: steps[1], :: steps[2]] > BODY_HU))
-    if not body.any():
-        return slice(None), slice(None)
-    spans = []
+    extents = []
     for axis, other in ((1, (0, 2)), (2, (0, 1))):
+        size = voxels.shape[axis]
         found = np.flatnonzero(np.any(body, axis=other)) * steps[axis]
-        first, last = int(found[0]), int(found[-1]) + steps[axis]
-        spans.append(_span(first, last, voxels.shape[axis], spacing[axis], windows[axis - 1]))
-    return spans[0], spans[1]
+        first, last = (int(found[0]), int(found[-1]) + steps[axis]) if found.size else (0, size)
+        extents.append(Extent(first, last, size, spacing[axis]))
+    return extents[0], extents[1]
 
 
 def _eroded(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -75,18 +99,3 @@ def _largest_piece(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     sizes[0] = 0
     found: npt.NDArray[np.bool_] = pieces == sizes.argmax()
     return found
-
-
-def _span(first: int, last: int, size: int, side: float, windows: Windows) -> slice:
-    """``first`` to ``last`` and a margin, inside the scan's ``size`` voxels of ``side`` mm."""
-    margin, least = round(MARGIN / side), round(LEAST_MARGIN / side)
-    low, high = max(0, first - least), min(size, last + least)
-    wide = min(size, last + margin) - max(0, first - margin)
-    # Where the wide margin would cost another window, what fits into those that are needed anyway.
-    length = max(
-        high - low, min(wide, int(windows.longest((high - low) * side) / side)), int(windows.longest(0) / side)
-    )
-    length = min(length, size)
-    # What does not fit on one side goes to the other.
-    low = min(max(0, (low + high - length) // 2), size - length)
-    return slice(low, low + length)

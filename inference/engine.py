@@ -18,7 +18,9 @@ from inference.bundle import Bundle, BundleError, Plan
 from inference.mapped import MappedWeights
 from inference.onnx_file import FLOAT, FLOAT16, INT64, Node, OnnxFileError, append, open_port, opset, ports, to_half
 from inference.resample import Floats
+from inference.skips import take_apart
 from inference.sliding_window import Window
+from inference.volume import Shape
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +50,12 @@ class EngineError(RuntimeError):
 class Engine(Protocol):
     """A loaded network: normalised window (z, y, x) to logits (classes, z, y, x), float32.
 
-    The array that a call returns is valid until the next call.
+    The array that a call returns is valid until the next call. ``unit``: by how many voxels (z, y, x) a window may be larger
+    than the plan's patch, or by a multiple; None where windows are the patch.
     """
 
     name: str
+    unit: Shape | None
 
     def __call__(self, window: Floats) -> Floats: ...
 
@@ -117,7 +121,10 @@ def cuda_available() -> bool:
 
 
 class OpenVinoEngine:
-    """The network on CPU cores, through OpenVINO, which rests between windows: ``threads`` may then be used otherwise."""
+    """The network on CPU cores, through OpenVINO, which rests between windows: ``threads`` may then be used otherwise.
+
+    It is compiled for the plan's patch, and anew where a window of another size comes.
+    """
 
     def __init__(self, bundle: Bundle, threads: int, precision: Precision = "auto") -> None:
         try:
@@ -125,38 +132,53 @@ class OpenVinoEngine:
         except ImportError as error:
             raise EngineError(f"device cpu: OpenVINO is not installed here ({error})") from error
         self.name = f"OpenVINO, CPU, {threads} thread{'s' * (threads > 1)}"
-        core = openvino.Core()
+        self.threads = threads
+        self._plan = bundle.plan
+        self._core = openvino.Core()
+        self._options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        if precision == "f32":
+            self._options["INFERENCE_PRECISION_HINT"] = "f32"
         try:
-            model = core.read_model(bundle.model)
-            _check_ports(bundle.plan, len(model.inputs), len(model.outputs))
-            _check_input(bundle.plan, _dimensions(model.input(0).partial_shape))
-            model.reshape([1, 1, *bundle.plan.patch])
-            weights = _mapped(bundle, model)
-            _check_output(bundle.plan, _dimensions(model.output(0).partial_shape))
-            options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-            if precision == "f32":
-                options["INFERENCE_PRECISION_HINT"] = "f32"
-            compiled = core.compile_model(model, "CPU", options)
-            del model
-            if weights:
-                weights.give_back()
+            self._model = self._core.read_model(bundle.model)
+            _check_ports(bundle.plan, len(self._model.inputs), len(self._model.outputs))
+            _check_input(bundle.plan, _dimensions(self._model.input(0).partial_shape))
+            self._model.reshape([1, 1, *bundle.plan.patch])
+            self._weights = _mapped(bundle, self._model)
+            _check_output(bundle.plan, _dimensions(self._model.output(0).partial_shape))
+            self.unit = _unit(self._model, bundle.plan.patch)
+            take_apart(self._model)
+            self._compile(bundle.plan.patch)
         except RuntimeError as error:
             raise BundleError(
                 f"{bundle.plan.model.file}: OpenVINO refuses the network ({_first_line(error)})"
             ) from error
-        _trim_heap()
-        self._compiled = compiled
-        self._type = compiled.input(0).get_element_type().to_dtype()
-        self._request = compiled.create_infer_request()
-        self._plan = bundle.plan
-        self.threads = threads
 
     def __call__(self, window: Floats) -> Floats:
-        """Window (z, y, x) to logits (classes, z, y, x)."""
+        """Window (z, y, x) to logits (classes, z, y, x). Raises EngineError for a size that the network cannot take."""
+        z, y, x = window.shape
+        if (z, y, x) != self._window:
+            try:
+                self._compile((z, y, x))
+            except RuntimeError as error:
+                raise EngineError(f"the network takes no window of {window.shape}: {_first_line(error)}") from error
         feed = np.ascontiguousarray(window[None, None], dtype=self._type)
         output = self._request.infer([feed], share_inputs=True, share_outputs=True)[0]
-        _check_output(self._plan, list(output.shape))
+        _check_output(self._plan, list(output.shape), self._window)
         return np.asarray(output[0], np.float32)
+
+    def _compile(self, window: Shape) -> None:
+        """Make the network ready for windows of this size (z, y, x), in place of the size before."""
+        self._window: Shape | None = None
+        self._compiled: Any = None
+        self._request: Any = None
+        self._model.reshape([1, 1, *window])
+        self._compiled = self._core.compile_model(self._model, "CPU", self._options)
+        if self._weights:
+            self._weights.give_back()
+        _trim_heap()
+        self._type = self._compiled.input(0).get_element_type().to_dtype()
+        self._request = self._compiled.create_infer_request()
+        self._window = window
 
     def release(self) -> None:
         """Give back what a window takes beside the weights, hundreds of MiB, until the next call."""
@@ -180,6 +202,7 @@ class OnnxRuntimeEngine:
             with contextlib.redirect_stdout(io.StringIO()):
                 onnxruntime.preload_dlls()
         self.name = f"ONNX Runtime, {provider.removesuffix('ExecutionProvider')}, 1 CPU thread"
+        self.unit: Shape | None = None  # the GPU's memory is planned for the patch
         self.runtime, self._provider, self._plan = onnxruntime, provider, bundle.plan
         self._tf32 = precision != "f32"
         self._limited = True
@@ -323,6 +346,27 @@ def _mapped(bundle: Bundle, model: Any) -> MappedWeights | None:
         return None
 
 
+def _unit(model: Any, patch: Shape) -> Shape | None:
+    """By how many voxels (z, y, x) windows of an OpenVINO model can grow: what a U-Net's decoder enlarges its coarsest level by.
+
+    None for a network that enlarges by other means than transposed convolutions, or whose output does not grow with its input.
+    """
+    strides = [
+        node.get_attributes()["strides"]
+        for node in model.get_ops()
+        if node.get_type_name() == "ConvolutionBackpropData"
+    ]
+    unit = [math.prod(int(stride[axis]) for stride in strides) for axis in range(3)]
+    larger = [size + more for size, more in zip(patch, unit, strict=True)]
+    try:
+        model.reshape([1, 1, *larger])
+        grows = _dimensions(model.output(0).partial_shape)[2:] == larger
+    except RuntimeError:
+        grows = False
+    model.reshape([1, 1, *patch])
+    return (unit[0], unit[1], unit[2]) if strides and grows else None
+
+
 def _trim_heap() -> None:
     """Have glibc give freed memory back: reading a network leaves hundreds of MiB of it among the little that is in use."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
@@ -363,8 +407,9 @@ def _check_input(plan: Plan, shape: list[int | None]) -> None:
     _check_shape(plan, "input", shape, (1, 1, *plan.patch))
 
 
-def _check_output(plan: Plan, shape: list[int | None]) -> None:
-    _check_shape(plan, "output", shape, (1, len(plan.classes), *plan.patch))
+def _check_output(plan: Plan, shape: list[int | None], window: Shape | None = None) -> None:
+    """``window``: its size, where it is not the plan's patch."""
+    _check_shape(plan, "output", shape, (1, len(plan.classes), *(window or plan.patch)))
 
 
 def _check_shape(plan: Plan, port: str, found: list[int | None], expected: tuple[int, ...]) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from inference.body import Windows, body_box
+from inference.body import Windows, find_body
 from inference.bundle import Bundle, BundleError, Intensity, Plan
 from inference.engine import Engine, EngineError, OnnxRuntimeEngine, OpenVinoEngine
 from inference.postprocess import Context, postprocess
 from inference.resample import Floats, labels_on_grid, to_working_grid, working_shape
-from inference.sliding_window import Layout, Progress, mirrored, sliding_window
+from inference.sliding_window import Layout, Progress, fitted_window, mirrored, sliding_window
 from inference.stitching import Stitcher
 from inference.threads import in_turn, side_by_side
 from inference.volume import (
@@ -48,13 +48,15 @@ class InputError(ValueError):
 class Options:
     """How a bundle is run. ``step``: window step, None takes the plan's. ``mirror_axes``: test-time mirroring, 0 z, 1 y, 2 x.
 
-    ``crop``: only the rows and columns that hold the body are worked on; outside them the mask is background.
+    ``crop``: only the rows and columns that hold the body are worked on; outside them the mask is background. ``fit``: windows
+    may be larger than the plan's patch where that saves work, and where the engine can.
     """
 
     step: float | None = None
     mirror_axes: tuple[int, ...] = ()
     postprocess: bool = True
     crop: bool = True
+    fit: bool = True
 
     def __post_init__(self) -> None:
         if self.step is not None and not 0 < self.step <= 1:
@@ -98,9 +100,11 @@ class Stopwatch:
 @dataclass(frozen=True)
 class Prepared:
     """A scan as the network sees it: ``image`` (z, y, x) on the working grid, normalised, of the ``box`` of a scan of
-    ``shape`` voxels of ``voxel_volume`` mm3; ``watch``: what that took. The scan's own voxels are no longer needed."""
+    ``shape`` voxels of ``voxel_volume`` mm3; ``window``: of the sliding window, voxels of the working grid; ``watch``: what
+    that took. The scan's own voxels are no longer needed."""
 
     image: Floats
+    window: Shape
     box: tuple[slice, slice, slice]
     shape: Shape
     voxel_volume: float
@@ -146,11 +150,11 @@ class Segmenter:
 
         A slab is valid until the next one is asked for.
         """
-        return self._slabs(normalise(image.astype(np.float32), self.plan.intensity), progress)
+        return self._slabs(normalise(image.astype(np.float32), self.plan.intensity), self.plan.patch, progress)
 
-    def _slabs(self, normalised: Floats, progress: Progress | None) -> Iterator[Floats]:
+    def _slabs(self, normalised: Floats, window: Shape, progress: Progress | None) -> Iterator[Floats]:
         network = mirrored(self.engine, self.options.mirror_axes)
-        return sliding_window(normalised, self.plan.patch, self.step, network, progress, self._each)
+        return sliding_window(normalised, window, self.step, network, progress, self._each)
 
     @property
     def step(self) -> float:
@@ -165,11 +169,11 @@ class Segmenter:
         """A scan, which must be in the plan's orientation, on the working grid."""
         watch = Stopwatch()
         with watch.stage("resample"):
-            box = self._box(scan)
+            window, box = self._place(scan)
             voxels = scan.voxels[box]
             image = to_working_grid(voxels, working_shape(voxels.shape, scan.spacing, self.plan.spacing))
             image = normalise(image, self.plan.intensity)
-        return Prepared(image, box, scan.shape, scan.voxel_volume, watch)
+        return Prepared(image, window, box, scan.shape, scan.voxel_volume, watch)
 
     def finish(self, prepared: Prepared, progress: Progress | None = None) -> Segmentation:
         """Label map of a scan that was prepared, on its own grid."""
@@ -188,19 +192,26 @@ class Segmenter:
         whole[prepared.box] = labels
         return Segmentation(whole, watch.seconds, watch.cpu_seconds, warnings)
 
-    def _box(self, scan: Volume) -> tuple[slice, slice, slice]:
-        """The part of a scan that is worked on (z, y, x)."""
-        if not self.options.crop:
-            return slice(None), slice(None), slice(None)
-        _, *along = (
-            Windows(size, self.step, side) for size, side in zip(self.plan.patch, self.plan.spacing, strict=True)
+    def _place(self, scan: Volume) -> tuple[Shape, tuple[slice, slice, slice]]:
+        """The sliding window, in voxels of the working grid, and the part of the scan that is worked on, both (z, y, x)."""
+        body = find_body(scan.voxels, scan.spacing) if self.options.crop else None
+        least = (slice(None), *(extent.least for extent in body)) if body else (slice(None),) * 3
+        window = self.plan.patch
+        if self.options.fit and self.engine.unit:
+            working = working_shape(scan.voxels[least].shape, scan.spacing, self.plan.spacing)
+            window = fitted_window(working, self.plan.patch, self.step, self.engine.unit)
+        if not body:
+            return window, (slice(None), slice(None), slice(None))
+        y, x = (
+            extent.span(Windows(size, self.step, side))
+            for extent, size, side in zip(body, window[1:], self.plan.spacing[1:], strict=True)
         )
-        return slice(None), *body_box(scan.voxels, scan.spacing, (along[0], along[1]))
+        return window, (slice(None), y, x)
 
     def layout(self, prepared: Prepared) -> Layout:
         """Where the windows lie in a prepared scan."""
         z, y, x = prepared.image.shape
-        return Layout.of((z, y, x), self.plan.patch, self.step)
+        return Layout.of((z, y, x), prepared.window, self.step)
 
     def _labels(self, prepared: Prepared, progress: Progress | None) -> Labels:
         """Labels of a prepared scan's box, on the scan's grid."""
@@ -213,7 +224,7 @@ class Segmenter:
                 self._leave_to_host(error)
         within = Stopwatch()
         with watch.stage("labels"):
-            slabs = _timed(self._slabs(image, progress), within, "network")
+            slabs = _timed(self._slabs(image, prepared.window, progress), within, "network")
             labels = labels_on_grid(slabs, image.shape[0], target, self._each)
         watch.take_out(within, "labels")  # the slabs are made while the labels are painted
         return labels

@@ -4,6 +4,7 @@ Windows are walked from the first slice to the last, and slices that no later wi
 slab: the working set is one window high, however long the scan.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,10 @@ import numpy.typing as npt
 from inference.resample import Floats
 from inference.threads import Each, in_turn
 from inference.volume import Shape
+
+# Of a window that is fitted to the image: voxels beside the trained patch's, and the share of its work that must be saved, as
+# the network is compiled anew for it and larger windows cost a few percent more per voxel.
+MOST_GROWTH, LEAST_SAVING = 2.0, 0.15
 
 # A window (z, y, x) of normalised intensities to its logits (classes, z, y, x).
 Network = Callable[[Floats], Floats]
@@ -31,6 +36,30 @@ def window_starts(size: int, patch: int, step: float) -> list[int]:
         return [0]
     stride = (size - patch) / (count - 1)
     return [int(np.round(stride * index)) for index in range(count)]
+
+
+def fitted_window(shape: Shape, patch: Shape, step: float, unit: Shape) -> Shape:
+    """The window (z, y, x) that covers an image of ``shape`` with the least work.
+
+    Windows overlap, and reach beyond the image, so a few larger ones can take far fewer voxels than many of the trained
+    ``patch``, and a network sees more around each. They are larger by multiples of ``unit``, MOST_GROWTH times as many voxels
+    at most, as memory grows with them. The patch itself where nothing saves LEAST_SAVING of its work.
+    """
+    axes = []
+    for size, least, more in zip(shape, patch, unit, strict=True):
+        found = [
+            (window, len(window_starts(max(size, window), window, step)) * window)
+            for window in range(least, max(size, least) + more, more)
+        ]
+        axes.append(found)
+    most = MOST_GROWTH * math.prod(patch)
+    choices = [
+        (math.prod(voxels for _, voxels in choice), window)
+        for choice in product(*axes)
+        if math.prod(window := tuple(side for side, _ in choice)) <= most
+    ]
+    work, (z, y, x) = min(choices)
+    return (z, y, x) if work <= (1 - LEAST_SAVING) * choices[0][0] else patch
 
 
 def gaussian(patch: int) -> npt.NDArray[np.float64]:

@@ -66,6 +66,32 @@ def level_model(
     return content
 
 
+def u_net(classes: int = 14) -> bytes:
+    """An ONNX network of two levels, (2, 4, 4) voxels of the fine one to one of the coarse, with a skip of two arrays."""
+    r = np.random.default_rng(0)
+    shapes = {"fine": (4, 1, 3, 3, 3), "half": (6, 4, 2, 4, 4), "up": (6, 3, 2, 4, 4), "last": (classes, 11, 1, 3, 3)}
+    weights = [numpy_helper.from_array(r.normal(size=shape).astype(np.float32), name) for name, shape in shapes.items()]
+    nodes = [
+        helper.make_node("Conv", ["input", "fine"], ["skip"], pads=[1] * 6),
+        helper.make_node("Relu", ["skip"], ["positive"]),
+        helper.make_node("Conv", ["skip", "half"], ["coarse"], strides=[2, 4, 4]),
+        helper.make_node("ConvTranspose", ["coarse", "up"], ["enlarged"], strides=[2, 4, 4]),
+        helper.make_node("Concat", ["enlarged", "skip", "positive"], ["joined"], axis=1),
+        helper.make_node("Conv", ["joined", "last"], ["output"], pads=[0, 1, 1, 0, 1, 1]),
+    ]
+    ports = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", channels, "z", "y", "x"])
+        for name, channels in (("input", 1), ("output", classes))
+    ]
+    model = helper.make_model(
+        helper.make_graph(nodes, "u_net", ports[:1], ports[1:], weights), opset_imports=[helper.make_opsetid("", 17)]
+    )
+    model.ir_version = 8
+    onnx.checker.check_model(model)
+    content: bytes = model.SerializeToString()
+    return content
+
+
 def make_plan(model: bytes, **changes: Any) -> Plan:
     """A plan on a 4 x 2 x 2 mm grid where 10 HU are one level of ``level_model``."""
     values: dict[str, Any] = {

@@ -1,15 +1,21 @@
 import numpy as np
 import pytest
 
-from inference.body import Windows, body_box
+from inference.body import Windows, find_body
 from inference.resample import working_shape
 from inference.sliding_window import Layout
+from inference.volume import Spacing
 from train.phantom import Disease, Grid, generate
 from train.phantom.body import Body
 
 SPACING = (5.0, 2.0, 2.0)
 # A box is never longer for these, nor is its margin less.
 FREE = (Windows(1, 1000.0, 1.0), Windows(1, 1000.0, 1.0))
+
+
+def body_box(voxels: np.ndarray, spacing: Spacing, windows: tuple[Windows, Windows]) -> tuple[slice, slice]:
+    rows, columns = (extent.span(along) for extent, along in zip(find_body(voxels, spacing), windows))
+    return rows, columns
 
 
 def scan(shape: tuple[int, int, int] = (20, 160, 200)) -> np.ndarray:

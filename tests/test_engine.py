@@ -16,7 +16,7 @@ from inference.engine import (
     load_engine,
 )
 from inference.resample import argmax
-from tests.conftest import level_model, make_bundle, make_plan
+from tests.conftest import level_model, make_bundle, make_plan, u_net
 
 WINDOW = np.random.default_rng(0).uniform(0, 13, (8, 16, 16)).astype(np.float32)
 
@@ -61,6 +61,30 @@ def test_an_engine_that_gave_its_memory_back_works_again() -> None:
     for _ in range(2):
         engine.release()
         np.testing.assert_array_equal(engine(WINDOW), first)
+
+
+def test_a_u_net_takes_larger_windows_by_its_unit_and_the_patch_again() -> None:
+    engine = OpenVinoEngine(make_bundle(u_net()), 1, "f32")
+    assert engine.unit == (2, 4, 4)
+    first = engine(WINDOW).copy()
+    wide = np.random.default_rng(1).normal(size=(10, 20, 24)).astype(np.float32)
+    assert engine(wide).shape == (14, 10, 20, 24)
+    exact = OpenVinoEngine(make_bundle(u_net(), patch=(10, 20, 24)), 1, "f32")
+    np.testing.assert_array_equal(engine(wide), exact(wide))
+    np.testing.assert_array_equal(engine(WINDOW), first)
+
+
+def test_a_size_that_a_network_cannot_take_is_named_and_the_next_window_works() -> None:
+    engine = OpenVinoEngine(make_bundle(u_net()), 1, "f32")
+    first = engine(WINDOW).copy()
+    with pytest.raises(EngineError, match=r"no window of \(8, 17, 16\)"):
+        engine(np.zeros((8, 17, 16), np.float32))
+    np.testing.assert_array_equal(engine(WINDOW), first)
+
+
+@both
+def test_windows_of_other_networks_and_on_a_gpu_are_the_patch(load) -> None:
+    assert load(make_bundle()).unit is None
 
 
 def test_both_engines_give_the_same_logits() -> None:

@@ -21,7 +21,7 @@ from inference.bundle import write_bundle
 from inference.engine import OpenVinoEngine
 from inference.pipeline import Options, Segmenter
 from inference.volume import read_labels, read_volume
-from tests.conftest import block_levels, block_scan, level_model, make_bundle, save_nifti
+from tests.conftest import block_levels, block_scan, level_model, make_bundle, save_nifti, u_net
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = block_levels()
@@ -154,6 +154,20 @@ def test_air_around_the_body_is_not_worked_on_and_changes_nothing(folders, weigh
         assert (labels == np.pad(LEVELS, ((0, 0), (30, 50), (70, 40)))).all()
         seen.append(json.loads(report.read_text())["cases"][0]["organ_ml"])
     assert seen[0] == seen[1]
+
+
+def test_windows_are_fitted_to_the_body_unless_told_otherwise(folders, tmp_path: Path) -> None:
+    inputs, outputs = folders
+    write_bundle(tmp_path / "u_net", make_bundle(u_net(), patch=(8, 16, 16)))
+    save_nifti(inputs / "CASE_0000.nii.gz", SCAN)
+    seen = {}
+    for name, options in (("fitted", ()), ("patch", ("--no-fit",))):
+        report = tmp_path / f"{name}.json"
+        assert run(inputs, outputs, tmp_path / "u_net", "--step", "0.5", "--report", str(report), *options) == 0
+        seen[name] = json.loads(report.read_text())["cases"][0]["windows"]
+    # A scan of 20 x 48 x 56 voxels.
+    assert seen["patch"] == 4 * 5 * 6
+    assert seen["fitted"] < seen["patch"] / 1.5
 
 
 def test_step_and_mirroring_stay_reachable(weights: Path) -> None:

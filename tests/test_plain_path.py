@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from inference.body import Windows, body_box
 from inference.bundle import Bundle, read_bundle
 from inference.engine import Engine, load_engine
 from inference.organs import CLASSES
 from inference.pipeline import Segmenter
 from inference.postprocess import Context, postprocess
-from inference.volume import Volume, read_volume, write_volume
+from inference.volume import Shape, Volume, read_volume, write_volume
 from train.metrics import dice
 from train.phantom import generate
 from train.phantom.canvas import Grid
@@ -49,24 +48,24 @@ def windows(size: int, patch: int, step: float) -> list[int]:
     return [int(np.round(n * (size - patch) / max(1, count - 1))) for n in range(count)]
 
 
-def plain_labels(bundle: Bundle, engine: Engine, scan: Volume) -> np.ndarray:
+def plain_labels(bundle: Bundle, engine: Engine, scan: Volume, patch: Shape) -> np.ndarray:
     """Resample, normalise, add all windows up, interpolate all classes, take the arg-max, apply the rules."""
     plan = bundle.plan
     shape = [max(1, round(old / new * n)) for n, old, new in zip(scan.shape, scan.spacing, plan.spacing)]
     image = np.rint(resized(scan.voxels, tuple(shape)))
     intensity = plan.intensity
     image = (np.clip(image, intensity.clip_low, intensity.clip_high) - intensity.mean) / intensity.std
-    missing = [max(0, p - n) for n, p in zip(shape, plan.patch)]
+    missing = [max(0, p - n) for n, p in zip(shape, patch)]
     image = np.pad(image, [(m // 2, m - m // 2) for m in missing]).astype(np.float32)
-    bells = [np.exp(-0.5 * ((np.arange(p) - p // 2) / (p / 8)) ** 2) for p in plan.patch]
+    bells = [np.exp(-0.5 * ((np.arange(p) - p // 2) / (p / 8)) ** 2) for p in patch]
     weights = (bells[0][:, None, None] * bells[1][:, None] * bells[2]).astype(np.float32)
     sums = np.zeros((len(plan.classes), *image.shape), np.float32)
     total = np.zeros(image.shape, np.float32)
-    starts = [windows(n, p, plan.step) for n, p in zip(image.shape, plan.patch)]
+    starts = [windows(n, p, plan.step) for n, p in zip(image.shape, patch)]
     for z in starts[0]:
         for y in starts[1]:
             for x in starts[2]:
-                place = tuple(slice(at, at + p) for at, p in zip((z, y, x), plan.patch))
+                place = tuple(slice(at, at + p) for at, p in zip((z, y, x), patch))
                 sums[:, *place] += weights * engine(image[place])
                 total[place] += weights
     inside = tuple(slice(m // 2, m // 2 + n) for m, n in zip(missing, shape))
@@ -106,12 +105,11 @@ def compare(bundle: Bundle, exact: Engine, scans: Sequence[Volume], precisions: 
 
 
 def plain_labels_of_body(bundle: Bundle, engine: Engine, scan: Volume) -> np.ndarray:
-    """``plain_labels`` in the body's box."""
-    plan = bundle.plan
-    along = [Windows(n, plan.step, side) for n, side in zip(plan.patch[1:], plan.spacing[1:])]
-    rows, columns = body_box(scan.voxels, scan.spacing, (along[0], along[1]))
+    """``plain_labels`` in the body's box, with the windows that were fitted to it."""
+    prepared = Segmenter(bundle, engine).prepare(scan)
     plain = np.zeros(scan.shape, np.uint8)
-    plain[:, rows, columns] = plain_labels(bundle, engine, replace(scan, voxels=scan.voxels[:, rows, columns]))
+    body = replace(scan, voxels=scan.voxels[prepared.box])
+    plain[prepared.box] = plain_labels(bundle, engine, body, prepared.window)
     return plain
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from inference.sliding_window import gaussian, mirrored, shares, sliding_window, window_starts
+from inference.sliding_window import Layout, fitted_window, gaussian, mirrored, shares, sliding_window, window_starts
 
 
 def run(image: np.ndarray, patch: tuple[int, int, int], step: float, network, **options) -> np.ndarray:
@@ -88,3 +88,38 @@ def test_mirroring_averages_over_all_flips_in_the_scans_own_frame() -> None:
     np.testing.assert_allclose(mirrored(network, (2,))(image)[0], image + 1.5, rtol=1e-6)
     np.testing.assert_allclose(mirrored(network, (0, 1, 2))(image)[0], image + 1.5, rtol=1e-5)
     assert mirrored(network, ()) is network
+
+
+PATCH, UNIT = (40, 224, 192), (8, 32, 32)
+
+
+def voxels(shape: tuple[int, int, int], window: tuple[int, int, int]) -> int:
+    """That the network computes for an image."""
+    return Layout.of(shape, window, 0.9).windows * int(np.prod(window))
+
+
+def test_a_fitted_window_is_the_patch_where_larger_ones_save_little() -> None:
+    for shape in ((40, 224, 192), (10, 100, 100), (110, 224, 192), (76, 200, 350)):
+        assert fitted_window(shape, PATCH, 0.9, UNIT) == PATCH
+
+
+def test_larger_windows_take_the_place_of_overlap_and_of_what_lies_beyond_the_image() -> None:
+    assert fitted_window((125, 205, 298), PATCH, 0.9, UNIT) == (48, 224, 320)  # 3 windows for 8, a quarter fewer voxels
+    assert fitted_window((41, 100, 100), PATCH, 0.9, UNIT) == (48, 224, 192)  # 1 for 2
+
+
+def test_a_fitted_window_keeps_to_unit_memory_and_gain() -> None:
+    r = np.random.default_rng(0)
+    grown = 0
+    for _ in range(200):
+        shape = tuple(int(n) for n in r.integers((1, 50, 50), (300, 500, 500)))
+        found = fitted_window(shape, PATCH, 0.9, UNIT)
+        grown += found != PATCH
+        assert all(n >= p and (n - p) % u == 0 for n, p, u in zip(found, PATCH, UNIT))
+        assert np.prod(found) <= 2 * np.prod(PATCH)
+        assert found == PATCH or voxels(shape, found) <= 0.85 * voxels(shape, PATCH)
+    assert grown > 20
+
+
+def test_without_overlap_to_save_no_window_grows() -> None:
+    assert fitted_window((80, 448, 384), PATCH, 1.0, UNIT) == PATCH

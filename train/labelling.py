@@ -181,6 +181,9 @@ class Ensemble:
     So one sliding window serves them all: they see the same windows, and their slabs agree slice by slice.
     """
 
+    # The windows of training, as nnU-Net predicts.
+    unit: Shape | None = None
+
     def __init__(self, engines: Sequence[Engine], plan: Plan) -> None:
         self.name = f"{len(engines)} x {engines[0].name}"
         self._engines = tuple(engines)

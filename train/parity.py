@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def compare(bundle: Bundle, scan: Volume, engine: Engine, separate_z: bool | None) -> dict[str, float]:
     """DSC of every organ with at least SMALLEST voxels on either side, between this core and nnU-Net's predictor."""
-    ours = Segmenter(bundle, engine, Options(postprocess=False, crop=False)).segment(scan).labels
+    ours = Segmenter(bundle, engine, Options(postprocess=False, crop=False, fit=False)).segment(scan).labels
     return _agreement(ours, nnunet.predict(bundle, scan, engine, separate_z), bundle.plan.classes)
 
 

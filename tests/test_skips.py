@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+
+from inference import skips
+from inference.bundle import read_bundle
+from inference.skips import take_apart
+from tests.conftest import level_model, u_net
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+
+
+def read(content: bytes, window: tuple[int, int, int]) -> openvino.Model:
+    model = openvino.Core().read_model(content)
+    model.reshape([1, 1, *window])
+    return model
+
+
+def answer(model: openvino.Model) -> np.ndarray:
+    image = np.random.default_rng(0).normal(size=tuple(model.input(0).shape))
+    feed = image.astype(model.input(0).get_element_type().to_dtype())
+    found = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([feed])[0]
+    return np.asarray(found, np.float32)
+
+
+def joined(model: openvino.Model) -> int:
+    """Convolutions over concatenated channels."""
+    return sum(
+        node.get_type_name() == "Convolution" and node.input_value(0).get_node().get_type_name() == "Concat"
+        for node in model.get_ops()
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "window", "expected"),
+    [(u_net(), (8, 16, 16), 1), (read_bundle(WEIGHTS).model, (16, 32, 48), 3), (level_model(), (8, 16, 16), 0)],
+    ids=["three parts", "shipped, float16 weights", "no skip"],
+)
+def test_a_network_without_concatenations_answers_as_before(content: bytes, window: tuple, expected: int) -> None:
+    before, after = read(content, window), read(content, window)
+    there = joined(after)
+    assert take_apart(after) == expected
+    assert joined(after) == there - expected
+    first, second = answer(before), answer(after)
+    assert second.shape == first.shape
+    np.testing.assert_allclose(second, first, atol=1e-5 * np.abs(first).max())
+
+
+def test_heavy_convolutions_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = read(u_net(), (8, 16, 16))
+    monkeypatch.setattr(skips, "LIGHT", 100)
+    assert take_apart(model) == 0
+    assert joined(model) == 1
+
+
+def test_it_still_takes_windows_of_other_sizes() -> None:
+    model = read(u_net(), (8, 16, 16))
+    take_apart(model)
+    model.reshape([1, 1, 8, 20, 24])
+    expected = answer(read(u_net(), (8, 20, 24)))
+    np.testing.assert_allclose(answer(model), expected, atol=1e-5 * np.abs(expected).max())
