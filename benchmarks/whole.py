@@ -338,6 +338,7 @@ def growth(plans: Plans, by_title: Mapping[str, Sequence[Run]]) -> list[dict[str
                 "slices": setting.scan.voxels[0],
                 "mm": setting.scan.spacing[0],
                 "windows": runs[0]["case"]["windows"],
+                "window": " x ".join(map(str, runs[0]["case"]["window"])),
                 **{name: round(median(run[name] for run in runs), 2) for name in FIGURES},
                 "network_seconds": round(median(run["case"]["seconds"]["network"] for run in runs), 2),
             }
@@ -412,7 +413,7 @@ def tables(report: Mapping[str, Any]) -> str:
             ([title, *(row.get(name, {kind: "-"})[kind] for name in names)] for title, row in report["stages"].items()),
         )
     lines += table(
-        ("growth", "slices", "mm", "windows", "s", "CPU s", "RAM MiB", "network s"),
+        ("growth", "slices", "mm", "windows", "voxels of one", "s", "CPU s", "RAM MiB", "network s"),
         (list(row.values()) for row in report["growth"]),
     )
     return "\n".join(lines)

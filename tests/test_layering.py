@@ -17,6 +17,7 @@ ORDER = [
     "resample",
     "sliding_window",
     "onnx_file",
+    "skips",
     "mapped",
     "engine",
     "stitching",

@@ -291,7 +291,7 @@ def test_the_report_tells_volumes_seconds_memory_and_warnings(folders, weights: 
     assert set(good["seconds"]) == {"read", "resample", "network", "labels", "write"}
     assert good["peak_memory_mib"] > 10
     # 20 x 48 x 56 voxels in windows of 8 x 16 x 16 at a step of 0.9: 3 x 4 x 4.
-    assert good["windows"] == 48
+    assert (good["windows"], good["window"]) == (48, [8, 16, 16])
     assert good["warnings"] == []
 
 

@@ -24,7 +24,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         theirs = "--report" not in command
         if not theirs:
             case = {"seconds": STAGES, "cpu_seconds": {name: 2 * value for name, value in STAGES.items()}}
-            case["windows"] = 8
+            case |= {"windows": 8, "window": [40, 224, 192]}
             start = {"imports": 0.5, "engine": 1.0, "cpu_seconds": 2.0}
             report = {"engine": "E", "start": start, "cases": [case]}
             Path(command[command.index("--report") + 1]).write_text(json.dumps(report))
