@@ -24,8 +24,8 @@ def _liver_at(scene: Scene, scale: float, pose: dict[str, Doubles]) -> Composite
     edge = Below(pose["edge"] - vector(0, 0, 45 * max(k - 1.1, 0)), (float(pose["slope"][0]), float(pose["slope"][1])))
     medial = Ellipsoid(pose["medial"], pose["medial_axes"])  # of the vena cava's back: no prong beside the spine
     impression = Ellipsoid(pose["impression"], pose["impression_axes"])  # of pylorus and bulb
-    antrum = Tube(pose["antrum"][:, :3], pose["antrum"][:, 3])
-    return Composite((right, lower, left), (hollow, fossa, groove, medial, impression, antrum, edge))
+    antrum, bed = (Tube(pose[name][:, :3], pose[name][:, 3]) for name in ("antrum", "bed"))  # of the stomach
+    return Composite((right, lower, left), (hollow, fossa, groove, medial, impression, antrum, bed, edge))
 
 
 def liver(scene: Scene) -> None:
@@ -91,11 +91,12 @@ def _impression(scene: Scene) -> dict[str, Doubles]:
     x, y, z = scene.pylorus
     stomach = scene.shapes["stomach"]
     assert isinstance(stomach, Tube)
-    antrum = stomach.points[-15:] + vector(5, 5, -13)
+    antrum, bed = stomach.points[-15:] + vector(5, 5, -13), stomach.points[3:13] + vector(14, 20, -3)
     size = 0.5 + 0.5 * (scene.targets["duodenum"] / 68) ** (1 / 3)
     return {
         "impression": np.array([x - 2, y + 14, z - 10]),
         "impression_axes": np.array([36.0, 33.0, 44.0]) * size,
+        "bed": np.column_stack([bed, stomach.radii[3:13]]),
         "antrum": np.column_stack([antrum, stomach.radii[-15:] + 4]),
     }
 

@@ -45,7 +45,7 @@ def duodenum_and_pancreas(scene: Scene) -> None:
     mesenteric_vessels(scene, aorta_y, low)
     scene.clear(_uneven(scene, tube), BOWEL)
     # Pylorus and bulb lie under the liver, not in it: open to the midline and downwards.
-    for aside in (vector(13, -3, -4), vector(24, -5, -14), vector(34, -6, -28)):
+    for aside in (vector(16, -6, 3), vector(13, -3, -5), vector(24, -5, -14), vector(34, -6, -28)):
         c.paint(Tube(tube.points[:9] + aside, tube.radii[:9] + 3), T.FAT, ORGAN_TISSUES["liver"])
     wall = scene.u(2.0, 3.6) if scene.r.random() < 0.75 else scene.u(4.5, 8.0)
     c.paint_layers(tube, ((0, T.DUODENUM_WALL), (wall, T.DUODENUM_CONTENT)), over)
