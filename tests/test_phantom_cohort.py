@@ -80,6 +80,8 @@ def test_views_go_from_slabs_to_the_whole_trunk() -> None:
             assert high < Body.draw(seed).dome_right
         if name == "thorax, abdomen and pelvis":
             assert high - low > 420
+    heights = [g.shape[0] * 12 for g, n in zip(grids, names, strict=True) if n == "slab"]
+    assert sum(60 <= height <= 150 for height in heights) > 0.2 * len(names)
     slabs = [g.coordinates(0) for g, n in zip(grids, names, strict=True) if n == "slab"]
     assert min(z[-1] for z in slabs) < -120  # below every organ
     assert max(z[0] for z in slabs) > 60
