@@ -6,6 +6,8 @@ from train.phantom.anatomy.scene import Doubles, Scene
 from train.phantom.canvas import Composite, Ellipsoid, Tube, vector
 from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
 
+BESIDE = 5.0  # mm from the middle of an adrenal gland to the cardia, below which the esophagus would cover the gland
+
 
 def place(scene: Scene) -> None:
     """Where both kidneys lie, for the liver to keep away from; leaves their shapes."""
@@ -88,8 +90,8 @@ def adrenals(scene: Scene) -> None:
             middle = np.array([n(-31, 2.5), b.spine_front(55) - n(2, 3), high])
         else:  # in front of the upper pole, beside the aorta
             forward = min(float(pole[1]) - n(25, 4), b.spine_front(50) - n(1, 2))
-            high = min(float(pole[2]) - n(6, 6), b.dome_right - 66, float(scene.cardia[2]) - 24)  # below the esophagus
-            middle = np.array([n(33, 4), forward, high])
+            middle = np.array([n(33, 4), forward, min(float(pole[2]) - n(6, 6), b.dome_right - 66)])
+            middle[2] -= _under_the_esophagus(scene, middle)
         parts = _adrenal_limbs(scene, middle, side)
         gland = _of_volume(parts, middle, 1.07 * scene.grown_target(name, middle))
         margin = 0.3 + min(scene.gap, 3.5) * scene.u(0.2, 1.0)
@@ -108,6 +110,12 @@ def adrenals(scene: Scene) -> None:
             scene.canvas.paint(part.grown(margin), T.FAT, (*around, *kidneys))
         for part in gland:
             scene.canvas.paint(part, tissue, (T.FAT, T.MUSCLE, T.ARTERY, T.VEIN))
+
+
+def _under_the_esophagus(scene: Scene, middle: Doubles) -> float:
+    """mm that a gland around ``middle`` has to come down where the esophagus ends at it, which is rare."""
+    aside = float(np.hypot(*(scene.cardia - middle)[:2]))
+    return float(np.clip(14 - (scene.cardia[2] - middle[2]), 0, 14)) if aside < BESIDE else 0.0
 
 
 def _adrenal_bed(scene: Scene, middle: Doubles, side: int) -> None:
