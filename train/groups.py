@@ -33,7 +33,7 @@ ORDER = (
     *("enlarged spleen", "fatty liver", "ascites", "effusion", "aortic stent", "biliary stent"),
     *("resected organ", "missing organ", CUT, ABSENT, OUT_OF_VIEW),
     *("no artefact", "any artefact", "motion", "truncation", "low dose", "implant streaks", "clip streaks"),
-    *("native", "arterial", "portal", "whole abdomen", "abdomen cut short", "slab"),
+    *("native", "arterial", "portal", "late", "whole abdomen", "abdomen cut short", "slab"),
 )
 
 

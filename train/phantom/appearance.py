@@ -15,15 +15,27 @@ from train.phantom.tissue import GAS, T
 
 @dataclass(frozen=True)
 class Phase:
-    """``contrast`` 0 (native) to 1; ``arterial`` 1 (early) to 0 (portal venous)."""
+    """``contrast`` 0 (native) to 1; ``arterial`` 1 (early) to 0 (portal venous); ``late``: minutes after that."""
 
     contrast: float
     arterial: float
+    late: bool = False
 
     @property
     def name(self) -> str:
-        """native, arterial or portal."""
-        return "native" if self.contrast == 0 else "arterial" if self.arterial > 0.6 else "portal"
+        """native, arterial, portal or late."""
+        timed = "late" if self.late else "arterial" if self.arterial > 0.6 else "portal"
+        return timed if self.contrast else "native"
+
+    @classmethod
+    def draw(cls, r: np.random.Generator) -> "Phase":
+        """Native in 28 %, early arterial in 12 %, late in 14 %, else anything between arterial and portal venous."""
+        kind, strength, timing, early = r.random(), r.uniform(0.2, 1), r.uniform(0, 1) ** 1.5, r.uniform(0.85, 1)
+        if kind < 0.28:
+            return cls(0.0, float(timing))
+        if kind < 0.4:
+            return cls(float(0.4 + 0.6 * strength), float(early))
+        return cls(float(strength), 0.0, True) if kind < 0.54 else cls(float(strength), float(timing))
 
 
 @dataclass(frozen=True)
@@ -46,48 +58,75 @@ class Look:
 
 
 def draw_look(r: np.random.Generator, disease: Disease, lesions: dict[int, LesionTissue]) -> Look:
-    """HU of every tissue, from ranges measured on CT (native in 30 %, else arterial to portal)."""
+    """HU of every tissue, from ranges measured on CT, for a phase that is drawn first."""
     u = r.uniform
-    native, strength, timing, fatty = r.random() < 0.3, u(0.2, 1), u(0, 1) ** 1.5, r.random() < 0.1
-    e = 0.0 if native else strength
-    a = float(timing)
+    phase = Phase.draw(r)
+    e, a = phase.contrast, phase.arterial
     hu = np.full(256, 40, np.float32)
     _solid(hu, r, e)
     blood = u(29, 54)
-    aorta = blood + e * (u(70, 160) * (1 - a) + u(160, 330) * a)
-    cava = blood + e * u(40, 140) * (1 - 0.7 * a)
-    portal = blood + e * u(90, 170) * (1 - 0.75 * a)
-    hu[T.AORTA], hu[T.ARTERY] = aorta, aorta - e * u(0, 25)
-    hu[T.CAVA], hu[T.VEIN], hu[T.PORTAL] = cava, cava + e * u(-20, 30), portal
-    hu[T.LEFT_HEART], hu[T.RIGHT_HEART] = aorta + u(-15, 5), blood + e * u(60, 220)
-    hu[T.MYOCARDIUM] = u(35, 55) + e * u(30, 90)
-    liver = u(44, 68) + e * u(15, 75) * (1 - 0.65 * a)
-    if disease.fatty_liver or fatty:
-        liver -= u(18, 55)
-    hu[T.LIVER] = liver
-    hu[T.LIVER_VESSEL] = blood + u(-4, 4) if native else (portal + liver) / 2 + u(0, 0.5) * (portal - liver)
-    hu[T.SPLEEN] = u(38, 58) + e * u(35, 100)
-    hu[T.PANCREAS] = u(26, 50) - (u(5, 28) if r.random() < 0.2 else 0) + e * u(25, 85)
+    _vessels(hu, r, phase, blood)
+    _livers(hu, r, phase, fatty=disease.fatty_liver)
+    seen = u(0.5, 1)  # a part of the vessels' contrast: most are narrower than they are painted
+    hu[T.LIVER_VESSEL] = seen * hu[T.PORTAL] + (1 - seen) * hu[T.LIVER] if e else blood + u(-4, 4)
+    hu[T.PANCREAS] = u(24, 52) - (u(5, 28) if r.random() < 0.2 else 0) + e * u(20, 90)
     hu[T.DUCT] = hu[T.PANCREAS] - u(5, 45)
-    cortex = u(25, 43) + e * u(90, 200)
-    medulla = cortex - e * (u(60, 120) * a + u(0, 35) * (1 - a))
-    hu[T.RIGHT_CORTEX], hu[T.RIGHT_MEDULLA] = cortex, medulla
-    hu[T.LEFT_CORTEX], hu[T.LEFT_MEDULLA] = cortex + u(-8, 8), medulla + u(-8, 8)
-    hu[T.URINE] = u(-2, 18) if r.random() < 0.85 else u(0, 18) + e * u(100, 400)
+    _kidneys(hu, r, phase)
     hu[T.PELVIC] = u(35, 55) + e * u(10, 50)
-    adrenal = u(12, 42) + e * u(20, 75)
+    adrenal = u(8, 42) + e * u(20, 75)
     hu[T.RIGHT_ADRENAL], hu[T.LEFT_ADRENAL] = adrenal, adrenal + u(-4, 4)
-    hu[T.GALLBLADDER] = u(-4, 24) if r.random() < 0.88 else u(24, 75)  # sludge, contrast medium in the bile
+    hu[T.GALLBLADDER] = u(-4, 24) if r.random() < 0.85 else u(24, 90)  # sludge, contrast medium in the bile
     hu[T.GALLBLADDER_WALL] = u(22, 48) + e * u(5, 65)
     mixed = hu.copy()
     _lumina(hu, mixed, r, e)
-    if e and r.random() < 0.4:  # blood from the legs comes late
-        mixed[T.CAVA] = blood + u(0.1, 0.6) * (cava - blood)
-    else:
-        mixed[T.CAVA] = cava
+    mixed[T.CAVA] = hu[T.CAVA]
+    if e and not phase.late and r.random() < 0.4:  # blood from the legs comes late
+        mixed[T.CAVA] = blood + u(0.1, 0.6) * (hu[T.CAVA] - blood)
     for tissue, lesion in lesions.items():
         hu[tissue] = mixed[tissue] = lesion_hu(lesion, hu, r)
-    return Look(Phase(e, a), hu, mixed, _mottles(hu, r))
+    return Look(phase, hu, mixed, _mottles(hu, r, max(0.0, 2.5 * e * (a - 0.6))))
+
+
+def _vessels(hu: Floats, r: np.random.Generator, phase: Phase, blood: float) -> None:
+    """Arteries first, the portal vein, then the cava below the kidneys' veins; minutes later all alike. Heart."""
+    u, e, a = r.uniform, phase.contrast, phase.arterial
+    aorta = blood + e * (u(70, 160) * (1 - a) + u(160, 340) * a)
+    cava = blood + e * u(40, 140) * (1 - 0.8 * a)
+    portal = blood + e * u(90, 170) * (1 - 0.9 * a)
+    right = blood + e * u(60, 220)
+    if phase.late:
+        aorta = blood + e * u(45, 120)
+        cava, portal, right = aorta + u(-12, 8), aorta + u(-8, 12), aorta + u(-8, 8)
+    hu[T.AORTA], hu[T.ARTERY] = aorta, aorta - e * u(0, 25)
+    hu[T.CAVA], hu[T.VEIN], hu[T.PORTAL] = cava, cava + e * (1 - a) * u(-20, 30), portal
+    hu[T.LEFT_HEART], hu[T.RIGHT_HEART] = aorta + u(-15, 5), right
+    hu[T.MYOCARDIUM] = u(35, 55) + e * u(30, 90)
+
+
+def _livers(hu: Floats, r: np.random.Generator, phase: Phase, *, fatty: bool) -> None:
+    """Liver and spleen, either of them the brighter one: fat, iron or amiodarone, early and late blood."""
+    u, e, a = r.uniform, phase.contrast, phase.arterial
+    fat, dense = r.random() < 0.15, r.random() < 0.06
+    lost, gained = u(14, 62), u(12, 38)
+    liver = u(42, 70) + e * u(15, 85) * (1 - 0.75 * a)
+    if fatty or fat:
+        liver -= lost
+    elif dense:
+        liver += gained
+    hu[T.LIVER] = liver
+    hu[T.SPLEEN] = u(36, 60) + e * (u(10, 70) if phase.late else u(30, 105))
+
+
+def _kidneys(hu: Floats, r: np.random.Generator, phase: Phase) -> None:
+    """Cortex before medulla; minutes later both alike, and urine that medium may have reached."""
+    u, e, a = r.uniform, phase.contrast, phase.arterial
+    cortex, lag = u(25, 43) + e * u(90, 200), e * (u(60, 140) * a + u(0, 45) * (1 - a))
+    watery, excreted, apart = u(-2, 18), u(60, 700), u(-8, 8, 2)
+    full = r.random() < (0.65 if phase.late else 0.1)
+    medulla = cortex + e * u(-12, 18) if phase.late else max(cortex - lag, 22.0)
+    hu[T.RIGHT_CORTEX], hu[T.RIGHT_MEDULLA] = cortex, medulla
+    hu[T.LEFT_CORTEX], hu[T.LEFT_MEDULLA] = cortex + apart[0], medulla + apart[1]
+    hu[T.URINE] = watery + (e * excreted if full else 0)
 
 
 def _solid(hu: Floats, r: np.random.Generator, e: float) -> None:
@@ -108,18 +147,27 @@ def _solid(hu: Floats, r: np.random.Generator, e: float) -> None:
     hu[T.ATELECTASIS] = u(20, 50) + e * u(15, 70)
 
 
-def _mottles(hu: Floats, r: np.random.Generator) -> tuple[Mottle, ...]:
-    """Gas in stool, lumps in a meal, folds in the small bowel, fat in wasted muscle."""
+def _mottles(hu: Floats, r: np.random.Generator, spotted: float) -> tuple[Mottle, ...]:
+    """Gas in stool, lumps and gas in a meal, folds in the small bowel, fat in wasted muscle.
+
+    ``spotted`` (0 to 1): how unevenly the early blood fills the spleen.
+    """
     u = r.uniform
     fat = float(hu[T.FAT])
-    return (
-        Mottle(T.STOOL, u(0.15, 1.2), u(-850, -150)),
-        Mottle(T.STOOL, u(0.5, 1.5), float(hu[T.STOOL]) + u(-60, 120)),
-        Mottle(T.STOMACH_FOOD, u(-0.2, 0.8), float(r.choice((fat, u(-500, -150), u(60, 200))))),
+    foods = (fat, u(-500, -150), u(60, 200))
+    mixed = r.random(2) < (0.25, 0.3)  # gas in what fills stomach and duodenum
+    out = [
+        Mottle(T.STOOL, u(-0.2, 0.9), u(-850, -150)),
+        Mottle(T.STOOL, u(0.3, 1.4), float(hu[T.STOOL]) + u(-60, 140)),
+        Mottle(T.STOMACH_FOOD, u(-0.3, 0.7), float(foods[int(r.integers(3))])),
+        Mottle(T.STOMACH_FOOD, u(0.4, 1.6), u(-800, -200)),
         Mottle(T.FOLDS, u(-0.3, 0.3), float(hu[T.BOWEL_WALL]) + u(-5, 15)),
         Mottle(T.MUSCLE, u(0.55, 2.2), 0.5 * (fat + float(hu[T.MUSCLE]))),
         Mottle(T.PANCREAS, u(0.5, 2.6), 0.6 * fat + 0.4 * float(hu[T.PANCREAS])),
-    )
+        Mottle(T.SPLEEN, u(-0.3, 0.4), float(hu[T.SPLEEN]) - spotted * u(25, 80)),
+    ]
+    gas = Mottle(T.STOMACH_CONTENT, u(0.2, 1.0), u(-700, -120)), Mottle(T.DUODENUM_CONTENT, u(0.2, 1.0), u(-800, -120))
+    return (*out, *(mottle for mottle, there in zip(gas, mixed, strict=True) if there))
 
 
 def _lumina(hu: Floats, mixed: Floats, r: np.random.Generator, e: float) -> None:
@@ -129,16 +177,20 @@ def _lumina(hu: Floats, mixed: Floats, r: np.random.Generator, e: float) -> None
     hu[T.STOMACH_WALL], hu[T.DUODENUM_WALL], hu[T.BOWEL_WALL] = wall, wall + u(-8, 12), wall + u(-8, 16) + e * u(0, 35)
     hu[T.ESOPHAGUS_WALL] = u(28, 48) + e * u(5, 45)
     positive, even = r.random() < 0.22, r.random() < 0.5
-    plain = u(-5, 30) if r.random() < 0.6 else u(10, 65)
+    grey = float(hu[int(r.choice((T.SPLEEN, T.PANCREAS, T.STOMACH_WALL)))]) + u(-15, 10)  # as a meal's chyme may be
+    fluid, thick, like = u(-5, 30), u(10, 65), r.random(2) < (0.15, 0.2)
+    plain = grey if like[0] else fluid if r.random() < 0.55 else thick
     hu[T.STOMACH_CONTENT] = u(100, 400) if positive and r.random() < 0.8 else plain
-    duodenal = u(0, 40)
+    clear = u(0, 40)
+    duodenal = float(hu[T.DUODENUM_WALL]) + u(-15, 5) if like[1] else clear
     hu[T.DUODENUM_CONTENT] = u(80, 320) if positive and r.random() < 0.5 else duodenal
-    liver = float(hu[T.LIVER])  # whose grey bowel beside it may have
-    hu[T.BOWEL_FLUID] = u(0, 40) if r.random() < 0.85 else liver + u(-15, 10)
+    liver, spleen = float(hu[T.LIVER]), float(hu[T.SPLEEN])  # whose grey bowel beside them may have
+    chosen, alike = r.random(), float(r.choice((liver, spleen))) + u(-15, 10)
+    hu[T.BOWEL_FLUID] = u(0, 40) if chosen < 0.78 else alike
     hu[T.FOLDS] = u(0, 40)
-    hu[T.STOMACH_FOOD] = u(100, 400) if positive else u(-40, 110)
-    stool = ((20, 70), (20, 70), (-70, 30), (liver - 20, liver + 10), (70, 300))
-    hu[T.STOOL] = u(*stool[int(r.choice(5, p=(0.25, 0.2, 0.25, 0.18, 0.12)))])
+    hu[T.STOMACH_FOOD] = u(100, 400) if positive else u(-60, 120)
+    stool = ((20, 70), (spleen - 25, spleen + 5), (-70, 30), (liver - 20, liver + 10), (70, 300))
+    hu[T.STOOL] = u(*stool[int(r.choice(5, p=(0.35, 0.1, 0.25, 0.18, 0.12)))])
     hu[T.BOWEL_CONTRAST] = u(80, 420) if positive else u(5, 60)
     hu[T.ESOPHAGUS_FLUID] = u(0, 40)
     for gas in (T.BOWEL_GAS, T.ESOPHAGUS_GAS, T.STOMACH_GAS, T.DUODENUM_GAS):
@@ -271,15 +323,15 @@ class Scanner:
     @classmethod
     def draw(cls, r: np.random.Generator, thickness: float, low_dose: bool) -> "Scanner":
         """Settings as they come: a sharp kernel blurs less and makes more noise, and so does a thin slice."""
-        sharpness, dose = float(r.random()), float(np.exp(r.uniform(np.log(4), np.log(17))))
-        much, spread = float(r.uniform(2, 3)), r.uniform(0.85, 1.2, 2)
-        noise = dose * (0.7 + 0.8 * sharpness) * float(np.clip((3 / thickness) ** 0.5, 0.75, 1.5))
+        sharpness, dose = float(r.random()), float(np.exp(r.uniform(np.log(3), np.log(21))))
+        much, spread = float(r.uniform(2, 3)), r.uniform(0.7, 1.35, 2)
+        noise = dose * (0.7 + 0.8 * sharpness) * float(np.clip((3 / thickness) ** 0.5, 0.65, 1.6))
         return cls(
             thickness=thickness,
             sharpness=sharpness,
-            blur=float((1.0 - 0.62 * sharpness) * spread[0]),
+            blur=float((1.05 - 0.72 * sharpness) * spread[0]),
             noise=float(min(noise * (much if low_dose or r.random() < 0.06 else 1), 60)),
-            correlation=float((1.15 - 1.0 * sharpness) * spread[1]),
+            correlation=float((1.3 - 1.15 * sharpness) * spread[1]),
             gain=float(r.uniform(0.97, 1.03)),
             offset=float(r.uniform(-6, 6)),
             cupping=float(np.clip(r.normal(0, 5), -12, 12)),

@@ -50,7 +50,19 @@ ARTEFACT_EVERY = 10  # of the test's cases have a heavy artefact, METHOD's one i
 ARTEFACT_CHANCE = 0.12  # in labelled cases with every disease, so that a network has seen them
 
 # Distance of slices in mm and how often scanners have it.
-_INCREMENTS = {1.0: 0.04, 1.25: 0.05, 1.5: 0.1, 2.0: 0.14, 2.5: 0.16, 3.0: 0.17, 4.0: 0.08, 5.0: 0.21, 6.0: 0.05}
+_INCREMENTS = {
+    1.0: 0.04,
+    1.25: 0.05,
+    1.5: 0.1,
+    2.0: 0.14,
+    2.5: 0.16,
+    3.0: 0.17,
+    4.0: 0.08,
+    5.0: 0.19,
+    6.0: 0.05,
+    7.0: 0.02,
+    8.0: 0.03,
+}
 
 
 @dataclass(frozen=True)
@@ -142,23 +154,24 @@ def draw_findings(order: Order) -> Findings:
 def _extent(r: np.random.Generator, body: Body) -> tuple[str, float, float]:
     """Name, lower and upper end of a scan in mm: abdomen, with pelvis, with thorax too, cut short, or a slab."""
     kind, margin, bottom = r.random(), r.uniform(8, 45), r.uniform(-170, -95)
-    slab, chest, pelvis = np.exp(r.uniform(np.log(28), np.log(120))), r.uniform(120, 190), r.uniform(-380, -290)
+    share, chest, pelvis = r.random(), r.uniform(120, 190), r.uniform(-380, -290)
+    slab = float(np.interp(share, (0, 0.2, 1), (28, 60, 150)))  # four in five show 6 to 15 cm
     centre = r.uniform(-280, 200)
     near, cut_top, cut_bottom = r.uniform(-60, 100), r.uniform(15, 75), r.uniform(-45, 40)
     top = body.dome_right + margin
-    if kind < 0.36:
+    if kind < 0.29:
         return "abdomen", bottom, top
-    if kind < 0.55:
+    if kind < 0.46:
         return "abdomen and pelvis", pelvis, top
-    if kind < 0.65:
+    if kind < 0.55:
         return "thorax, abdomen and pelvis", min(pelvis, -300), min(body.dome_right + chest, 335)
-    if kind < 0.69:
+    if kind < 0.59:
         return "thorax and abdomen", bottom, min(body.dome_right + chest, 335)
-    if kind < 0.74:
+    if kind < 0.64:
         return "liver's top cut", bottom, body.dome_right - cut_top
-    if kind < 0.79:
+    if kind < 0.69:
         return "upper abdomen", cut_bottom, top
-    middle = near if kind < 0.91 else centre  # four slabs in ten lie anywhere, some of them without an organ
+    middle = near if kind < 0.88 else centre  # four slabs in ten lie anywhere, some of them without an organ
     return "slab", middle - slab / 2, middle + slab / 2
 
 
@@ -203,7 +216,7 @@ def slice_thickness(seed: int, increment: float) -> float:
     r.random(2)  # slice_increment's
     kind, overlap, gap = r.random(), r.uniform(1.2, 2.0), r.uniform(0.6, 0.95)
     factor = overlap if kind < 0.34 else gap if kind > 0.93 else 1.0
-    return float(np.clip(increment * factor, min(increment, 0.6), max(increment, 6.0)))
+    return float(np.clip(increment * factor, min(increment, 0.6), max(increment, 8.0)))
 
 
 def view_name(seed: int) -> str:
@@ -382,7 +395,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="mm; default: 512 x 512 at 0.5-0.95 mm, slices of 2-5 mm",
     )
     voxels.add_argument(
-        "--pixel", type=float, metavar="MM", help="in plane, with slices of 1-6 mm as scanners have them"
+        "--pixel", type=float, metavar="MM", help="in plane, with slices of 1-8 mm as scanners have them"
     )
     parser.add_argument(
         "--disease",

@@ -6,6 +6,8 @@ from train.phantom.anatomy.scene import Doubles, Scene
 from train.phantom.canvas import Composite, Ellipsoid, Tube, vector
 from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
 
+BESIDE = 5.0  # mm from the middle of an adrenal gland to the cardia, below which the esophagus would cover the gland
+
 
 def place(scene: Scene) -> None:
     """Where both kidneys lie, for the liver to keep away from; leaves their shapes."""
@@ -50,9 +52,13 @@ def _kidney(scene: Scene, name: str, side: int, cortex: int, medulla: int) -> No
     pyramids = [(t, scene.r.random() < 0.85, scene.r.normal(0, 0.08)) for t in np.linspace(-2.4, 2.4, 9)]
     thickness = scene.u(0.2, 0.28)
     pelvis = scene.u(3, 7)
-    shell = Composite((kidney.grown(margin), Ellipsoid(kidney.at(0, 0.2, 0.9), axes * (0.6, 0.75, 0.35) + fat_above)))
+    shell = Composite((kidney.grown(margin), Ellipsoid(kidney.at(0, 0.3, 0.88), axes * (0.7, 0.7, 0.26) + fat_above)))
     everything = (*BOWEL, *ORGAN_TISSUES["liver"], T.SPLEEN, *ORGAN_TISSUES["stomach"])
     c.paint(shell, T.FAT, everything)
+    if side < 0:  # the cap of fat over the upper pole is open to the back, where the liver has no peritoneum
+        top = kidney.at(0, 0.2, 0.88)
+        behind = Tube(np.array([top, top + vector(5, 60, 4)]), [0.6 * axes[0] + fat_above, 0.8 * axes[0] + fat_above])
+        c.paint(behind, T.FAT, ORGAN_TISSUES["liver"])
     if name in scene.disease.absent:
         return
     c.paint(kidney, cortex, (T.FAT, T.MUSCLE))
@@ -85,6 +91,7 @@ def adrenals(scene: Scene) -> None:
         else:  # in front of the upper pole, beside the aorta
             forward = min(float(pole[1]) - n(25, 4), b.spine_front(50) - n(1, 2))
             middle = np.array([n(33, 4), forward, min(float(pole[2]) - n(6, 6), b.dome_right - 66)])
+            middle[2] -= _under_the_esophagus(scene, middle)
         parts = _adrenal_limbs(scene, middle, side)
         gland = _of_volume(parts, middle, 1.07 * scene.grown_target(name, middle))
         margin = 0.3 + min(scene.gap, 3.5) * scene.u(0.2, 1.0)
@@ -103,6 +110,12 @@ def adrenals(scene: Scene) -> None:
             scene.canvas.paint(part.grown(margin), T.FAT, (*around, *kidneys))
         for part in gland:
             scene.canvas.paint(part, tissue, (T.FAT, T.MUSCLE, T.ARTERY, T.VEIN))
+
+
+def _under_the_esophagus(scene: Scene, middle: Doubles) -> float:
+    """mm that a gland around ``middle`` has to come down where the esophagus ends at it, which is rare."""
+    aside = float(np.hypot(*(scene.cardia - middle)[:2]))
+    return float(np.clip(14 - (scene.cardia[2] - middle[2]), 0, 14)) if aside < BESIDE else 0.0
 
 
 def _adrenal_bed(scene: Scene, middle: Doubles, side: int) -> None:

@@ -8,7 +8,7 @@ from train.phantom.body import _layers
 from train.phantom.canvas import Below, Composite, Ellipsoid, Tube, through, vector
 from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
 
-LEAST_LIVER = 1070.0  # mL inside the cavity, of which neighbours may take a third
+LEAST_LIVER = 970.0  # mL beside stomach and right kidney, of which smaller neighbours and deformation take some
 LEAST_SPLEEN = 93.0  # mL beside the left kidney, of which stomach and deformation take some
 NARROW = 18.0  # mm between kidney and wall: the liver stays in front
 
@@ -22,7 +22,10 @@ def _liver_at(scene: Scene, scale: float, pose: dict[str, Doubles]) -> Composite
     fossa = Ellipsoid(pose["fossa"], pose["fossa_axes"])  # of the kidney
     groove = Ellipsoid(pose["groove"], pose["groove_axes"])  # where the esophagus comes down
     edge = Below(pose["edge"] - vector(0, 0, 45 * max(k - 1.1, 0)), (float(pose["slope"][0]), float(pose["slope"][1])))
-    return Composite((right, lower, left), (hollow, fossa, groove, edge))
+    medial = Ellipsoid(pose["medial"], pose["medial_axes"])  # of the vena cava's back: no prong beside the spine
+    impression = Ellipsoid(pose["impression"], pose["impression_axes"])  # of pylorus and bulb
+    antrum, bed = (Tube(pose[name][:, :3], pose[name][:, 3]) for name in ("antrum", "bed"))  # of the stomach
+    return Composite((right, lower, left), (hollow, fossa, groove, medial, impression, antrum, bed, edge))
 
 
 def liver(scene: Scene) -> None:
@@ -35,6 +38,7 @@ def liver(scene: Scene) -> None:
     pose = {
         **_renal_fossa(scene),
         **_lower_edge(scene, riedel),
+        **_impression(scene),
         "right": np.array([-0.56 * scene.half + n(0, 3), 4 + n(0, 5), 62 + zl]),
         "right_axes": np.array([n(66, 4) * scene.ax, n(84, 5) * scene.ay, n(68, 6)]),
         "right_angles": np.array([n(0, 0.08), n(0.1, 0.08), n(0, 0.1)]),
@@ -51,10 +55,14 @@ def liver(scene: Scene) -> None:
     }
     hug = Hug(-1, float(scene.wall.uniform(4, 16)) * (1 - 0.4 * b.visceral), float(scene.wall.uniform(25, 50)))
     scale = scene.fit(lambda k: _liver_at(scene, k, pose), scene.targets["liver"] * 1.25, hug, 1.5)
-    if scene.room(_liver_at(scene, scale, pose), hug) < LEAST_LIVER:  # a flat body: further down, and over the kidney
-        pose["edge"] = pose["edge"] - vector(0, 0, 40)
-        pose["fossa_axes"] = pose["fossa_axes"] * (0.8, 1, 1)
-        scale = scene.fit(lambda k: _liver_at(scene, k, pose), 1.2 * LEAST_LIVER, hug)
+    for _ in range(4):  # a flat body: further down the flank, and over the kidney
+        if scene.room(_beside(scene, _liver_at(scene, scale, pose)), hug) >= LEAST_LIVER:
+            break
+        pose["edge"] = pose["edge"] - vector(0, 0, 30)
+        pose["lower"] = pose["lower"] - vector(0, 0, 20)
+        pose["lower_axes"] = pose["lower_axes"] + vector(4, 4, 14)
+        pose["fossa_axes"] = pose["fossa_axes"] * (0.86, 1, 1)
+        scale = scene.fit(lambda k: _beside(scene, _liver_at(scene, k, pose)), 1.1 * LEAST_LIVER, hug)
     liver = _liver_at(scene, scale, pose)
     coats = ((-2.6, T.BOWEL_WALL, LUMEN), (0.0, T.LIVER, FREE))
     scene.paint_at_the_wall(liver, coats, hug)
@@ -72,12 +80,34 @@ def liver(scene: Scene) -> None:
     _liver_vessels(scene, pose["right"], pose["right_axes"] * scale, pose["left"], pose["left_axes"] * scale)
 
 
+def _beside(scene: Scene, liver: Composite) -> Composite:
+    """What stomach and right kidney leave of the liver."""
+    kidney, stomach = scene.shapes["right_kidney"], scene.shapes["stomach"]
+    return Composite(liver.parts, (*liver.holes, kidney.grown(scene.gap), stomach.grown(scene.gap)))
+
+
+def _impression(scene: Scene) -> dict[str, Doubles]:
+    """The hollow of antrum, pylorus and duodenal bulb, open to the midline and downwards: the liver covers them, no more."""
+    x, y, z = scene.pylorus
+    stomach = scene.shapes["stomach"]
+    assert isinstance(stomach, Tube)
+    antrum, bed = stomach.points[-15:] + vector(5, 5, -13), stomach.points[3:13] + vector(14, 20, -3)
+    size = 0.5 + 0.5 * (scene.targets["duodenum"] / 68) ** (1 / 3)
+    return {
+        "impression": np.array([x - 2, y + 14, z - 10]),
+        "impression_axes": np.array([36.0, 33.0, 44.0]) * size,
+        "bed": np.column_stack([bed, stomach.radii[3:13]]),
+        "antrum": np.column_stack([antrum, stomach.radii[-15:] + 4]),
+    }
+
+
 def _renal_fossa(scene: Scene) -> dict[str, Doubles]:
     """The hollow that keeps the liver from behind the right kidney, and from beside it where there is no room."""
     kidney = scene.shapes["right_kidney"]
     assert isinstance(kidney, Ellipsoid)
     low, high = kidney.bounds()
     half = (high - low) / 2
+    x, _, z = kidney.centre
     beside = np.array([[low[0]], [kidney.centre[1]], [kidney.centre[2]]])
     room = float(_layers(scene.body, *beside)[2][0])  # mm between kidney and wall
     wide = 1.3 * half[0] + 8 + 3 * scene.body.visceral
@@ -86,6 +116,8 @@ def _renal_fossa(scene: Scene) -> dict[str, Doubles]:
     return {
         "fossa": kidney.centre + vector(9, 34, 8),  # the fat above the upper pole lies at the back and the middle
         "fossa_axes": np.array([wide, 40.0, 1.15 * half[2] + 14 + 8 * scene.body.visceral]),
+        "medial": np.array([0.5 * x, scene.body.spine_front(z) + 16.0, z + 4]),
+        "medial_axes": np.array([0.5 * abs(x) + 10, 36.0, 1.1 * half[2] + 12]),
     }
 
 
@@ -119,10 +151,7 @@ def gallbladder(scene: Scene) -> None:
     shape = np.array([n(12, 1.5), n(13, 1.5), n(27, 4)])
     x, y = n(-53, 9) * scene.ax, -0.4 * b.cavity_front + n(0, 8)
     angles = (n(-0.6, 0.25), n(0.15, 0.2), n(0.0, 0.25))  # fundus down and to the front, neck up and to the back
-    # The fossa: where a line upwards at (x, y) first meets the liver's undersurface.
-    z = np.arange(-60.0, 110.0, 2.0).astype(np.float32)
-    inside = scene.liver.distance((np.full_like(z, x), np.full_like(z, y), z)) < 0
-    under = float(z[np.argmax(inside)]) if inside.any() else 20.0
+    x, under = _fossa(scene, x, y)
     target = scene.grown_target("gallbladder", np.array((x, y, under)))
     axes = shape * (0.95 * target * 1000 / (4 / 3 * np.pi * float(np.prod(shape)))) ** (1 / 3)
     gallbladder = Ellipsoid((x, y, under + 1), axes, angles, 0.1)
@@ -138,6 +167,18 @@ def gallbladder(scene: Scene) -> None:
     layers = ((0.0, int(T.GALLBLADDER_WALL)), (thick, int(T.GALLBLADDER)))
     for part in (_neck(gallbladder, scene.porta), gallbladder):
         c.paint_layers(part, layers, (*over, T.GALLBLADDER_WALL))
+
+
+def _fossa(scene: Scene, x: float, y: float) -> tuple[float, float]:
+    """x and z of the gallbladder's bed: the hollow's side at mid-height, else where a line upwards at ``x`` meets liver."""
+    level = scene.n(6, 8) + 0.5 * scene.lift
+    along = np.arange(-20.0 * scene.ax, -0.64 * scene.half, -2.0).astype(np.float32)
+    beside = scene.liver.distance((along, np.full_like(along, y), np.full_like(along, level))) < 0
+    if beside.any():
+        return float(along[np.argmax(beside)]) + 3, level
+    z = np.arange(-60.0, 70.0, 2.0).astype(np.float32)
+    inside = scene.liver.distance((np.full_like(z, x), np.full_like(z, y), z)) < 0
+    return x, float(z[np.argmax(inside)]) if inside.any() else 20.0
 
 
 def _neck(gallbladder: Ellipsoid, porta: Doubles) -> Tube:

@@ -20,8 +20,8 @@ def duodenum_and_pancreas(scene: Scene) -> None:
     climbs = scene.u(0, 1) < 0.25  # no level third part: a V
     duodenum = [
         (px, py, pz),
-        (px - 16, py + 14, pz + n(8, 5)),
-        (0.5 * (px - 16 + wide), aorta_y - 14, 0.5 * (pz + n(8, 5))),
+        (px - 16, py + 14, pz + n(5, 5)),
+        (0.5 * (px - 16 + wide), aorta_y - 14, 0.5 * (pz + n(5, 5))),
         (wide, aorta_y - n(2, 4), 0.5 * low + 12),
         (0.9 * wide, aorta_y - n(4, 3), low + 8),
         (n(-24, 4) * scene.ax, aorta_y - 14, low + (4 if climbs else 0)),
@@ -44,6 +44,9 @@ def duodenum_and_pancreas(scene: Scene) -> None:
     over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], T.VEIN, T.ARTERY, T.RIGHT_CORTEX)
     mesenteric_vessels(scene, aorta_y, low)
     scene.clear(_uneven(scene, tube), BOWEL)
+    # Pylorus and bulb lie under the liver, not in it: open to the midline and downwards.
+    for aside in (vector(16, -6, 3), vector(13, -3, -5), vector(24, -5, -14), vector(34, -6, -28)):
+        c.paint(Tube(tube.points[:9] + aside, tube.radii[:9] + 3), T.FAT, ORGAN_TISSUES["liver"])
     wall = scene.u(2.0, 3.6) if scene.r.random() < 0.75 else scene.u(4.5, 8.0)
     c.paint_layers(tube, ((0, T.DUODENUM_WALL), (wall, T.DUODENUM_CONTENT)), over)
     if scene.r.random() < 0.35:

@@ -19,7 +19,8 @@ def stomach(scene: Scene) -> None:
         (0.45 * top + 14, n(24, 8), n(16, 7), n(24, 6)),
     )
     form = int(scene.r.choice(4, p=(0.4, 0.2, 0.22, 0.18)))
-    body_z, sinus_z, antrum_z, pylorus_z = forms[form]
+    low = 0.4 * min(scene.lift, 0.0)  # the liver comes down with the diaphragm, and the pylorus below it
+    body_z, sinus_z, antrum_z, pylorus_z = (z + low for z in forms[form])
     pylorus = (n(-26, 7) * scene.ax, min(-0.42 * b.cavity_front, behind - 34) + n(0, 4), pylorus_z)
     front = n(0.5, 0.05) * b.cavity_front
     back = 0.45 if form == 3 else 0.22
