@@ -2,7 +2,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from inference.bundle import Bundle, BundleError
 from inference.engine import (
@@ -80,6 +82,16 @@ def test_a_size_that_a_network_cannot_take_is_named_and_the_next_window_works() 
     with pytest.raises(EngineError, match=r"no window of \(8, 17, 16\)"):
         engine(np.zeros((8, 17, 16), np.float32))
     np.testing.assert_array_equal(engine(WINDOW), first)
+
+
+def test_a_u_net_whose_output_does_not_grow_keeps_to_the_patch() -> None:
+    model = onnx.load_from_string(u_net())
+    model.graph.node[-1].output[0] = "grown"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 14, 8, 16, 16]), "patch"))
+    model.graph.node.append(helper.make_node("Reshape", ["grown", "patch"], ["output"]))
+    engine = OpenVinoEngine(make_bundle(model.SerializeToString()), 1, "f32")
+    assert engine.unit is None
+    assert (engine(WINDOW) == OpenVinoEngine(make_bundle(u_net()), 1, "f32")(WINDOW)).all()
 
 
 @both
