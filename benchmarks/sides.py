@@ -58,9 +58,9 @@ PATCH = (40, 224, 192)
 STEP = 0.9
 # How often each channel of the trained network is repeated; a power of 2, so that the weights divide exactly.
 WIDER = 4
-# Twenty minutes on two cores, two on a GPU.
+# On two cores that do nothing else, and on a GPU.
 TRAINING = {
-    "cpu": ["network.patch=[24,160,160]", "network.batch_size=1", "training.max_minutes=20"],
+    "cpu": ["network.patch=[24,160,160]", "network.batch_size=1", "training.max_minutes=45"],
     "cuda": ["training.max_minutes=2"],
 }
 COMMON = [

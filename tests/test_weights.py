@@ -17,7 +17,7 @@ from train.phantom import Phantom, generate
 from train.phantom.canvas import Grid
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
-# Training drew its bodies from seeds 10,000,001 to 10,000,256.
+# Training draws its bodies from seeds of 10,000,000 and more.
 UNSEEN = (41, 43)
 
 
