@@ -45,13 +45,13 @@ def fitted_window(shape: Shape, patch: Shape, step: float, unit: Shape) -> Shape
     ``patch``, and a network sees more around each. They are larger by multiples of ``unit``, MOST_GROWTH times as many voxels
     at most, as memory grows with them. The patch itself where nothing saves LEAST_SAVING of its work.
     """
-    axes = []
-    for size, least, more in zip(shape, patch, unit, strict=True):
-        found = [
+    axes = [
+        [
             (window, len(window_starts(max(size, window), window, step)) * window)
-            for window in range(least, max(size, least) + more, more)
+            for window in range(least, min(max(size, least) + more, int(MOST_GROWTH * least) + 1), more)
         ]
-        axes.append(found)
+        for size, least, more in zip(shape, patch, unit, strict=True)
+    ]
     most = MOST_GROWTH * math.prod(patch)
     choices = [
         (math.prod(voxels for _, voxels in choice), window)
