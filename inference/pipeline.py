@@ -171,8 +171,10 @@ class Segmenter:
         with watch.stage("resample"):
             window, box = self._place(scan)
             voxels = scan.voxels[box]
-            image = to_working_grid(voxels, working_shape(voxels.shape, scan.spacing, self.plan.spacing))
-            image = normalise(image, self.plan.intensity)
+            intensity = self.plan.intensity
+            working = working_shape(voxels.shape, scan.spacing, self.plan.spacing)
+            image = to_working_grid(voxels, working, (intensity.clip_low, intensity.clip_high))
+            image = normalise(image, intensity)
         return Prepared(image, window, box, scan.shape, scan.voxel_volume, watch)
 
     def finish(self, prepared: Prepared, progress: Progress | None = None) -> Segmentation:

@@ -17,6 +17,8 @@ from inference.volume import Array, Labels, Shape, Spacing
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.intp]
 
+UNCLIPPED = (-np.inf, np.inf)  # HU
+
 
 class Axis(NamedTuple):
     """Linear interpolation along one axis: target i is ``(1 - fraction[i]) * source[low[i]] + fraction[i] * source[high[i]]``."""
@@ -50,15 +52,17 @@ def working_affine(affine: Array, shape: Shape, target: Shape) -> Array:
     return affine @ scale
 
 
-def to_working_grid(voxels: Array, target: Shape) -> Floats:
-    """A scan (z, y, x) on the working grid: float32 in whole HU.
+def to_working_grid(voxels: Array, target: Shape, clip: tuple[float, float] = UNCLIPPED) -> Floats:
+    """A scan (z, y, x), clipped to ``clip`` HU, on the working grid: float32 in whole HU.
 
-    Whole, because the training set stores int16: so training and inference see the same voxels.
+    Clipped first, as nnU-Net does. Whole, because the training set stores int16: so training and inference see the same
+    voxels.
     """
     planes, rows, columns = (axis(n, m) for n, m in zip(voxels.shape, target, strict=True))
     out = np.empty(target, np.float32)
     for z, (low, high, fraction) in enumerate(zip(*planes, strict=True)):
-        plane = _lerp(voxels[low], voxels[high], fraction)
+        lower, upper = (np.clip(voxels[i].astype(np.float32, copy=False), *clip) for i in (low, high))
+        plane = _lerp(lower, upper, fraction)
         plane = _lerp(plane[rows.low], plane[rows.high], rows.fraction[:, None])
         plane = _lerp(plane[:, columns.low], plane[:, columns.high], columns.fraction)
         np.rint(plane, out=out[z])

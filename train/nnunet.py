@@ -20,6 +20,7 @@ from inference.bundle import Bundle, Plan
 from inference.engine import Engine
 from inference.volume import Labels, Volume, atomic_write
 from train.config import Config, Training
+from train.intensities import read_intensities
 from train.prepare import process_pool, worker_count
 from train.workspace import CONFIGURATION, LABELLED_DATASET, PLANS, TRAINER, Workspace
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 TRAINER_FOLDER = Path(__file__).with_name("trainer")
 # A preprocessed case: image, label map, and what marks it as done.
 CASE_FILES = (".b2nd", "_seg.b2nd", ".pkl")
+INTENSITIES = "foreground_intensity_properties_per_channel"
 READER = "NibabelIO"  # SimpleITK refuses the sheared headers of tilted scans
 
 
@@ -272,7 +274,7 @@ def environment(config: Config, workspace: Workspace) -> Iterator[None]:
 
 
 def _fingerprint(dataset: str, config: Config, workspace: Workspace) -> dict[str, Any]:
-    """nnU-Net's fingerprint. Its intensities are those of the organs, whatever auxiliary classes the network learns."""
+    """nnU-Net's fingerprint. Its intensities are those of the organs on the scans' own grids, which the run has measured."""
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
     extractor = DatasetFingerprintExtractor(dataset, worker_count(config.prepare.workers, 64))
@@ -282,6 +284,8 @@ def _fingerprint(dataset: str, config: Config, workspace: Workspace) -> dict[str
     log.info("fingerprint: %d cases", len(extractor.dataset))
     extractor.run(overwrite_existing=True)
     fingerprint: dict[str, Any] = json.loads(workspace.fingerprint(dataset).read_text(encoding="utf-8"))
+    fingerprint[INTENSITIES] = {"0": read_intensities(workspace.intensities)}
+    _write_json(workspace.fingerprint(dataset), fingerprint)
     return fingerprint
 
 
@@ -309,7 +313,7 @@ def _plans_from_settings(dataset: str, fingerprint: Mapping[str, Any], config: C
         "configurations": {CONFIGURATION: _configuration(shape, config)},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": fingerprint["foreground_intensity_properties_per_channel"],
+        INTENSITIES: fingerprint[INTENSITIES],
     }
 
 
@@ -533,5 +537,5 @@ def _plans_of_bundle(plan: Plan, separate_z: bool | None) -> dict[str, Any]:
         "configurations": {CONFIGURATION: configuration},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {"0": statistics},
+        INTENSITIES: {"0": statistics},
     }

@@ -23,6 +23,14 @@ from inference.resample import labels_to_working_grid, to_working_grid, working_
 from inference.volume import Array, Labels, Shape, Spacing, Volume, atomic_write, read_labels, read_volume, write_volume
 from train.config import Config
 from train.dataset import Case
+from train.intensities import (
+    Shares,
+    intensities,
+    intensities_of_training,
+    read_intensities,
+    shares_of_case,
+    write_intensities,
+)
 from train.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -30,6 +38,7 @@ log = logging.getLogger(__name__)
 FIRST_AUXILIARY = len(ORGANS) + 1
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 INT16 = np.iinfo(np.int16)
+DIED = "a process that prepared scans died, most likely for lack of memory; lower prepare.workers"
 
 
 class PrepareError(ValueError):
@@ -40,7 +49,10 @@ def prepare(cases: Sequence[Case], config: Config, workspace: Workspace) -> tupl
     """Bring ``cases`` onto the working grid, several at once. Returns the ids that are ready, sorted.
 
     A case whose files exist is kept. A case that fails is named in the log and in ``workspace.set_aside``; the others go on.
+    The first call of a run needs labelled cases, to learn the range of HU from, or a training to start from: nothing is
+    prepared before ``workspace.intensities`` exists. Raises PrepareError, IntensityError.
     """
+    _settle_intensities(cases, config, workspace)
     todo = [case for case in cases if not is_prepared(case, workspace)]
     log.info("prepare: %d of %d cases to do", len(todo), len(cases))
     for folder in (workspace.image, workspace.label, workspace.training_label, workspace.volumes, workspace.set_aside):
@@ -57,7 +69,7 @@ def is_prepared(case: Case, workspace: Workspace) -> bool:
 
 
 def prepare_case(case: Case, config: Config, workspace: Workspace) -> None:
-    """Write one case on the working grid. Raises VolumeError or PrepareError naming the file."""
+    """Write one case on the working grid, within the run's range of HU. Raises VolumeError or PrepareError naming the file."""
     scan = read_volume(case.image)
     spacing = config.prepare.spacing
     target = working_shape(scan.shape, scan.spacing, spacing)
@@ -70,8 +82,15 @@ def prepare_case(case: Case, config: Config, workspace: Workspace) -> None:
             auxiliary = _read_matching(case.auxiliary, scan, case.image, len(config.classes) - 1)
             merged = with_auxiliary(labels, auxiliary)
             write_volume(workspace.training_label(case.id), labels_to_working_grid(merged, target), affine)
-    voxels = np.clip(to_working_grid(scan.voxels, target), INT16.min, INT16.max).astype(np.int16)
+    range_hu = clip_range(workspace)
+    voxels = np.clip(to_working_grid(scan.voxels, target, range_hu), INT16.min, INT16.max).astype(np.int16)
     write_volume(workspace.image(case.id), voxels, affine)
+
+
+def clip_range(workspace: Workspace) -> tuple[float, float]:
+    """HU that scans are clipped to before they are resampled. Raises IntensityError."""
+    found = read_intensities(workspace.intensities)
+    return found["percentile_00_5"], found["percentile_99_5"]
 
 
 def with_auxiliary(organs: Labels, auxiliary: Labels) -> Labels:
@@ -153,6 +172,38 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _settle_intensities(cases: Sequence[Case], config: Config, workspace: Workspace) -> None:
+    """Measure the organs' HU, or take them over from the training that this one starts from; what is there stays."""
+    if workspace.intensities.exists():
+        return
+    if any(is_prepared(case, workspace) for case in cases):
+        raise PrepareError(
+            f"{workspace.prepared}: holds scans that were prepared before their HU were measured ({workspace.intensities.name}); "
+            "expected a new folder for the run"
+        )
+    workspace.intensities.parent.mkdir(parents=True, exist_ok=True)
+    if config.training.start_from:
+        found = intensities_of_training(Path(config.training.start_from))
+    else:
+        found = intensities(_measured([case for case in cases if case.label is not None], config))
+    write_intensities(workspace.intensities, found)
+
+
+def _measured(cases: Sequence[Case], config: Config) -> Iterable[Shares]:
+    """HU of the organs of each case, several at once; of one that cannot be read nothing, which preparing it will tell."""
+    if not cases:
+        return
+    log.info("intensities: %d cases", len(cases))
+    with process_pool(config.prepare.workers, len(cases)) as pool:
+        for job in as_completed([pool.submit(shares_of_case, case) for case in cases]):
+            try:
+                yield job.result()
+            except BrokenProcessPool as error:
+                raise PrepareError(DIED) from error
+            except Exception as error:
+                log.debug("intensities: %s", error)
+
+
 def _prepare_all(cases: Sequence[Case], config: Config, workspace: Workspace) -> dict[str, str]:
     """Prepare cases in processes. Returns the reason of each that failed, by id."""
     if not cases:
@@ -166,9 +217,7 @@ def _prepare_all(cases: Sequence[Case], config: Config, workspace: Workspace) ->
                 job.result()
                 workspace.set_aside(case).unlink(missing_ok=True)
             except BrokenProcessPool as error:
-                raise PrepareError(
-                    "a process that prepared scans died, most likely for lack of memory; lower prepare.workers"
-                ) from error
+                raise PrepareError(DIED) from error
             except OSError:
                 raise  # a full or unwritable disk is not the case's fault, and the next one would fail too
             except Exception as error:

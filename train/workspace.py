@@ -142,6 +142,11 @@ class Workspace:
         return self.prepared_aside / f"{case}.txt"
 
     @property
+    def intensities(self) -> Path:
+        """HU of the organs in the labelled set before any resampling; written before the first case is prepared."""
+        return self.prepared / "intensities.json"
+
+    @property
     def organ_minima(self) -> Path:
         """Smallest volume of each organ in the labelled set, mm3."""
         return self.prepared / "organ_minima.json"
