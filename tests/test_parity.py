@@ -8,7 +8,6 @@ import pytest
 
 from inference.bundle import read_bundle
 from inference.engine import load_engine
-from inference.organs import CLASSES
 from inference.volume import read_volume, write_volume
 from train.phantom import generate
 from train.phantom.canvas import Grid
@@ -20,8 +19,6 @@ from train import nnunet
 from train.parity import ParityError, check_parity, compare
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
-# mL under which an organ is small: of an adrenal gland every other voxel of the working grid lies at its border.
-SMALL = 10.0
 
 
 def test_the_shipped_weights_give_nnunets_masks(tmp_path: Path) -> None:
@@ -30,7 +27,7 @@ def test_the_shipped_weights_give_nnunets_masks(tmp_path: Path) -> None:
     bundle = read_bundle(WEIGHTS)
     bundle = replace(bundle, plan=replace(bundle.plan, step=0.9))
     engine = load_engine(bundle, "cpu", precision="f32")
-    found, volumes = {}, {}
+    found = {}
     for seed in (53, 54, 55):
         body = generate(seed, Grid((54, 250, 320), spacing, (-130.0, -150.0, -192.0)))
         path = tmp_path / f"{seed}.nii.gz"
@@ -38,12 +35,8 @@ def test_the_shipped_weights_give_nnunets_masks(tmp_path: Path) -> None:
         of_body = compare(bundle, read_volume(path), engine, False)
         assert len(of_body) >= 11
         found |= {(seed, organ): value for organ, value in of_body.items()}
-        for organ in of_body:
-            voxels = np.count_nonzero(body.labels == CLASSES.index(organ))
-            volumes[seed, organ] = voxels * np.prod(spacing) / 1000
     assert np.mean(list(found.values())) >= 0.99, found
-    assert min(value for (seed, organ), value in found.items() if volumes[seed, organ] >= SMALL) >= 0.97, found
-    assert min(found.values()) >= 0.95, found
+    assert min(found.values()) >= 0.97, found
 
 
 def test_a_network_on_which_the_predictors_differ_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,12 +49,12 @@ def windows(size: int, patch: int, step: float) -> list[int]:
 
 
 def plain_labels(bundle: Bundle, engine: Engine, scan: Volume, patch: Shape) -> np.ndarray:
-    """Resample, normalise, add all windows up, interpolate all classes, take the arg-max, apply the rules."""
+    """Clip, resample, normalise, add all windows up, interpolate all classes, take the arg-max, apply the rules."""
     plan = bundle.plan
     shape = [max(1, round(old / new * n)) for n, old, new in zip(scan.shape, scan.spacing, plan.spacing)]
-    image = np.rint(resized(scan.voxels, tuple(shape)))
     intensity = plan.intensity
-    image = (np.clip(image, intensity.clip_low, intensity.clip_high) - intensity.mean) / intensity.std
+    clipped = np.clip(scan.voxels.astype(np.float32), intensity.clip_low, intensity.clip_high)
+    image = (np.rint(resized(clipped, tuple(shape))) - intensity.mean) / intensity.std
     missing = [max(0, p - n) for n, p in zip(shape, patch)]
     image = np.pad(image, [(m // 2, m - m // 2) for m in missing]).astype(np.float32)
     bells = [np.exp(-0.5 * ((np.arange(p) - p // 2) / (p / 8)) ** 2) for p in patch]

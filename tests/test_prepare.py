@@ -9,7 +9,16 @@ import pytest
 from inference.volume import read_labels, read_volume, write_volume
 from train.config import Config, load_config
 from train.dataset import Case, DatasetError, labelled_cases, unlabelled_cases
-from train.prepare import exact_spacing, organ_minima, organ_volumes, prepare, prepare_case, write_organ_minima
+from train.intensities import read_intensities, write_intensities
+from train.prepare import (
+    PrepareError,
+    exact_spacing,
+    organ_minima,
+    organ_volumes,
+    prepare,
+    prepare_case,
+    write_organ_minima,
+)
 from train.workspace import Workspace
 
 LPS = np.diag([-1.5, -1.5, 3.0, 1.0])
@@ -88,6 +97,48 @@ def test_a_prepared_case_is_kept(tmp_path: Path) -> None:
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
+def test_scans_are_clipped_to_the_labelled_organs_range_before_they_are_resampled(tmp_path: Path) -> None:
+    write_case(tmp_path, "A")
+    image = tmp_path / "imagesTr" / "A_0000.nii.gz"
+    scan = read_volume(image)
+    bright = np.array(scan.voxels)
+    bright[:, :, 15] = 3000  # a plane of metal between the organs
+    write_volume(image, bright, scan.affine)
+    workspace = Workspace(tmp_path / "run")
+    prepare(labelled_cases(tmp_path, settings().data), settings(), workspace)
+    found = read_intensities(workspace.intensities)
+    assert (found["percentile_00_5"], found["percentile_99_5"]) == (60, 200)
+    voxels = read_volume(workspace.image("A")).voxels
+    assert (voxels.min(), voxels.max()) == (60, 200)
+    # The range stays: unlabelled scans and later calls are clipped alike.
+    write_intensities(workspace.intensities, found | {"percentile_99_5": 100.0})
+    prepare([Case("B", image)], settings(), workspace)
+    assert read_volume(workspace.image("B")).voxels.max() == 100
+
+
+def test_what_was_prepared_without_a_range_is_not_mixed_with_it(tmp_path: Path) -> None:
+    write_case(tmp_path, "A")
+    workspace = Workspace(tmp_path / "run")
+    cases = labelled_cases(tmp_path, settings().data)
+    prepare(cases, settings(), workspace)
+    workspace.intensities.unlink()
+    with pytest.raises(PrepareError, match="expected a new folder"):
+        prepare(cases, settings(), workspace)
+
+
+def test_a_training_that_starts_from_another_keeps_its_range(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    wanted = {"percentile_00_5": -50.0, "percentile_99_5": 70.0, "mean": 5.0, "std": 6.0}
+    plans = {"foreground_intensity_properties_per_channel": {"0": wanted}}
+    torch.save({"init_args": {"plans": plans}}, tmp_path / "start.pth")
+    write_case(tmp_path, "A")
+    workspace = Workspace(tmp_path / "run")
+    config = settings(f"training.start_from={tmp_path / 'start.pth'}")
+    prepare(labelled_cases(tmp_path, config.data), config, workspace)
+    assert read_intensities(workspace.intensities) == wanted
+    assert read_volume(workspace.image("A")).voxels.max() == 70
+
+
 def test_a_bad_scan_is_named_and_set_aside_and_the_rest_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -109,6 +160,7 @@ def test_a_label_map_on_another_grid_or_with_a_strange_label_is_refused(tmp_path
     assert case.label is not None
     for folder in (workspace.image, workspace.label, workspace.volumes):
         folder("A").parent.mkdir(parents=True)
+    write_intensities(workspace.intensities, {"percentile_00_5": -100.0, "percentile_99_5": 200.0})
     write_volume(case.label, np.zeros((20, 24, 27), np.uint8), LPS)
     with pytest.raises(ValueError, match="20 x 24 x 27"):
         prepare_case(case, settings(), workspace)
@@ -162,5 +214,7 @@ def test_an_unlabelled_case_needs_no_label_map(tmp_path: Path) -> None:
     write_case(tmp_path, "A")
     case = replace(labelled_cases(tmp_path, settings().data)[0], label=None)
     workspace = Workspace(tmp_path / "run")
+    workspace.intensities.parent.mkdir(parents=True)
+    write_intensities(workspace.intensities, {"percentile_00_5": -100.0, "percentile_99_5": 200.0})
     assert prepare([Case(case.id, case.image)], settings(), workspace) == ("A",)
     assert not workspace.label("A").exists()

@@ -36,6 +36,12 @@ def test_a_scan_is_interpolated_trilinearly_and_edges_replicate(source: tuple, t
     assert np.abs(found - resized(scan, target)).max() <= 0.501  # whole HU
 
 
+def test_a_scan_is_clipped_before_it_is_interpolated() -> None:
+    scan = np.array([[[0, 1000, 0, -1000]]], np.int16)
+    assert to_working_grid(scan, (1, 1, 2), (-100.0, 200.0)).ravel().tolist() == [100, -50]
+    assert to_working_grid(scan, (1, 1, 2)).ravel().tolist() == [500, -500]
+
+
 def test_a_constant_scan_stays_constant_up_to_its_border() -> None:
     assert (to_working_grid(np.full((5, 7, 9), 40, np.int16), (13, 3, 20)) == 40).all()
 
