@@ -24,6 +24,7 @@ STREAMS = (
     "slices",
     "gut",
     "wall",
+    "renal",
 )
 
 

@@ -25,6 +25,7 @@ def build(scene: Scene) -> None:
     liver.spleen(scene)
     kidneys.kidneys(scene)
     vessels.great_vessels(scene)
+    trunk.crura(scene)
     pancreas.duodenum_and_pancreas(scene)
     chest.esophagus(scene)
     liver.gallbladder(scene)

@@ -22,7 +22,9 @@ def _liver_at(scene: Scene, scale: float, pose: dict[str, Doubles]) -> Composite
     fossa = Ellipsoid(pose["fossa"], pose["fossa_axes"])  # of the kidney
     groove = Ellipsoid(pose["groove"], pose["groove_axes"])  # where the esophagus comes down
     edge = Below(pose["edge"] - vector(0, 0, 45 * max(k - 1.1, 0)), (float(pose["slope"][0]), float(pose["slope"][1])))
-    medial = Ellipsoid(pose["medial"], pose["medial_axes"])  # of the vena cava's back: no prong beside the spine
+    medial = Ellipsoid(
+        pose["medial"], pose["medial_axes"], squareness=0.8
+    )  # of the vena cava's back: no prong beside the spine
     impression = Ellipsoid(pose["impression"], pose["impression_axes"])  # of pylorus and bulb
     antrum, bed = (Tube(pose[name][:, :3], pose[name][:, 3]) for name in ("antrum", "bed"))  # of the stomach
     return Composite((right, lower, left), (hollow, fossa, groove, medial, impression, antrum, bed, edge))
@@ -116,8 +118,8 @@ def _renal_fossa(scene: Scene) -> dict[str, Doubles]:
     return {
         "fossa": kidney.centre + vector(9, 34, 8),  # the fat above the upper pole lies at the back and the middle
         "fossa_axes": np.array([wide, 40.0, 1.15 * half[2] + 14 + 8 * scene.body.visceral]),
-        "medial": np.array([0.5 * x, scene.body.spine_front(z) + 16.0, z + 4]),
-        "medial_axes": np.array([0.5 * abs(x) + 10, 36.0, 1.1 * half[2] + 12]),
+        "medial": np.array([0.5 * x, scene.body.spine_front(z) + 16.0, z - 6]),
+        "medial_axes": np.array([0.5 * abs(x) + 10, 36.0, 1.02 * half[2]]),
     }
 
 

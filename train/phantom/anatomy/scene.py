@@ -71,6 +71,8 @@ class Scene:
     liver: Composite
     porta: Doubles  # porta hepatis
     hilum: Doubles  # of the spleen
+    renal: dict[str, tuple[Composite, Composite]]  # parenchyma and sinus of each kidney
+    crura: dict[int, Tube]  # of the diaphragm: -1 right, 1 left
     aorta: Tube
     cava: Tube
     confluence: Doubles  # of the portal vein
@@ -86,6 +88,8 @@ class Scene:
         self.lift = body.dome_right - 132
         self.gut = Gut(seed, body, canvas, self.lift)
         self.wall = stream(seed, "wall")
+        self.retro = stream(seed, "renal")  # behind the peritoneum: outline of the kidneys, crura
+        self.renal, self.crura = {}, {}
         # mm of fat between neighbours
         self.gap = float(self.r.uniform(0.2, 1.0) + 4.5 * body.visceral**1.3 * self.r.uniform(0.6, 1.3))
         self.shapes: dict[str, Ellipsoid | Tube] = {}

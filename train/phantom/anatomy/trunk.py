@@ -27,7 +27,7 @@ def layers(scene: Scene) -> None:
 
 
 def muscles(scene: Scene) -> None:
-    """Erector spinae with fat between its columns, psoas, quadratus lumborum, crura of the diaphragm."""
+    """Erector spinae with fat between its columns, psoas, quadratus lumborum; leaves a draft of ``crura``."""
     b, c = scene.body, scene.canvas
     vr = b.spine_radius
     bulk = scene.u(0.85, 1.15)
@@ -50,11 +50,50 @@ def muscles(scene: Scene) -> None:
         c.paint(Tube(np.array(quadratus), [13 * bulk, 10], (1.6, 0.8, 1)), T.MUSCLE, [T.FAT])
         crus = [(side * 9, b.spine_front(-35) - 2, -35), (side * 14, b.spine_front(30) - 3, 30)]
         crus += [(side * 17, b.spine_front(80) - 12, 88)]
-        c.paint(
-            Tube(scene.course(crus, 1.5), [3 * thick, 5 * thick, 4.5 * thick], (1, 1.6, 1)),
-            T.MUSCLE,
-            [T.FAT, T.MEDIASTINAL],
-        )
+        scene.crura[side] = Tube(scene.course(crus, 1.5), [3 * thick, 5 * thick, 4.5 * thick])
+
+
+def crura(scene: Scene) -> None:
+    """The diaphragm's lumbar part: two bands beside spine and aorta that meet in front of it, and go over into the domes.
+
+    After the aorta, which they embrace; leaves their course in ``crura``.
+    """
+    b, c, r = scene.body, scene.canvas, scene.retro
+    fat, slim, thin = r.uniform(1, 3.5) + 2 * b.visceral, r.uniform(0.6, 0.9), r.uniform(1.2, 2.2)
+    flat, lowest = r.uniform(1.6, 2.4), r.uniform(-58, -38)
+    for side in (-1, 1):
+        levels = np.linspace(lowest if side < 0 else lowest + 22, 104, 11)
+        radii = np.interp(levels, (-60, 0, 50, 85, 104), (0.5, 0.8, 1, 1, 0.7)) * scene.crura[side].radii.mean()
+        radii = np.clip(radii * np.exp(0.16 * r.normal(size=11)) * (1 if side < 0 else slim), 1.8, 6)  # nodular
+        points = []
+        for z, radius in zip(levels.tolist(), radii.tolist(), strict=True):
+            x, y, wide = section(scene.aorta, z)
+            beside = side * x + wide + fat + radius  # from the midline
+            up = float(np.interp(z, (10, 60, 104), (0, 0.8, 1.1)))  # from the spine to the aorta's side and its front
+            away = max(np.interp(z, (-60, 0, 60), (9, 13, 15)), beside - max(up - 0.8, 0) * wide)
+            points.append((side * away, (1 - min(up, 1)) * (b.spine_front(z) - 2) + up * (y - 2), z))
+        scene.crura[side] = Tube(through(points, 2), radii, (1, flat, 1))
+        c.paint(scene.crura[side], T.MUSCLE, (T.FAT, T.MEDIASTINAL))
+    for z in range(24, 110, 12):
+        plate = (1, 1, 8 / thin)
+        ends = {side: section(scene.crura[side], z) for side in (-1, 1)}
+        if z >= 56:  # the median arcuate ligament and what lies above it
+            x, y, wide = section(scene.aorta, z)
+            arch = [(ends[-1][0], ends[-1][1], z), (x, y - wide - fat - thin, z), (ends[1][0], ends[1][1], z)]
+            c.paint(Tube(through(arch, 3), thin, plate), T.MUSCLE, (T.FAT, T.MEDIASTINAL))
+        for side in (-1, 1):  # along the vertebral bodies to the back
+            middle, vr = b.spine(z)[1], b.spine_radius
+            band = [(ends[side][0], ends[side][1], z), (side * (0.8 * vr + thin + 1), middle - 0.62 * vr, z)]
+            band += [(side * (vr + thin + 1), middle, z), (side * (vr + 9), middle + 0.6 * vr, z)]
+            c.paint(Tube(np.array(band), thin, plate), T.MUSCLE, (T.FAT, T.MEDIASTINAL))
+
+
+def section(vessel: Tube, z: float) -> tuple[float, float, float]:
+    """x, y and half the width of an upright tube at height ``z``."""
+    order = np.argsort(vessel.points[:, 2])
+    height, columns = vessel.points[order, 2], np.column_stack([vessel.points[:, :2], vessel.radii])[order]
+    x, y, radius = (float(np.interp(z, height, column)) for column in columns.T)
+    return x, y, radius * float(vessel.stretch[0])
 
 
 def breasts(scene: Scene) -> None:
