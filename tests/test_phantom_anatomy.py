@@ -231,7 +231,7 @@ def crossing(array: np.ndarray) -> tuple[list[float], list[float]]:
     vessels = np.isin(array, (ID["aorta"], ID["inferior_vena_cava"]))
     for plane, vessel in zip(array[:top] == ID["duodenum"], vessels[:top], strict=True):
         for column in np.flatnonzero(plane.any(0) & vessel.any(0)):
-            front, back = np.flatnonzero(plane[:, column])[[0, -1]]
+            back = np.flatnonzero(plane[:, column])[-1]
             gaps.append(float(np.flatnonzero(vessel[:, column])[0] - back - 1) * SPACING[1])
             depths.append(float(plane[:, column].sum()) * SPACING[1])
     return gaps, depths
