@@ -222,3 +222,25 @@ def test_a_sheet_has_its_tiles_row_by_row() -> None:
     sheet = arrange(tiles, columns=3)
     assert [int(sheet[5, 5]), int(sheet[5, -8]), int(sheet[-20, 5])] == [1, 3, 7]
     assert sheet[-20, -8] == 0
+
+
+def crossing(array: np.ndarray) -> tuple[list[float], list[float]]:
+    """Of the columns of duodenum in front of the great vessels below the pancreas: mm to the vessel, mm deep."""
+    gaps, depths = [], []
+    top = int(np.flatnonzero((array == ID["duodenum"]).any((1, 2)))[0]) + 5
+    vessels = np.isin(array, (ID["aorta"], ID["inferior_vena_cava"]))
+    for plane, vessel in zip(array[:top] == ID["duodenum"], vessels[:top], strict=True):
+        for column in np.flatnonzero(plane.any(0) & vessel.any(0)):
+            back = np.flatnonzero(plane[:, column])[-1]
+            gaps.append(float(np.flatnonzero(vessel[:, column])[0] - back - 1) * SPACING[1])
+            depths.append(float(plane[:, column].sum()) * SPACING[1])
+    return gaps, depths
+
+
+def test_the_duodenum_crosses_flat_upon_the_vena_cava_and_the_aorta() -> None:
+    found = [crossing(labels(seed)) for seed in LIVERS]
+    gaps, depths = (np.array([np.median(f[k]) for f in found if f[k]]) for k in (0, 1))
+    assert len(gaps) > 0.8 * len(LIVERS)
+    assert np.mean(gaps <= 4) > 0.8
+    assert 6 <= np.median(depths) <= 14
+    assert depths.max() <= 20

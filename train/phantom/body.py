@@ -25,6 +25,7 @@ STREAMS = (
     "gut",
     "wall",
     "renal",
+    "viscera",
 )
 
 
@@ -191,6 +192,16 @@ class Field:
         for k in range(3):
             np.clip(index[k], 0, self.growth.shape[2 - k] - 1, out=index[k])
         return np.asarray(self.growth[index[2], index[1], index[0]], np.float64)
+
+    def in_scan(self, points: Doubles) -> Doubles:
+        """Where ``points`` (n, 3) of the body lie in the scan, (x, y, z) mm, to about a millimetre."""
+        found = np.asarray(points, np.float64) @ self.turn
+        for _ in range(3):
+            index = np.rint((found - LOW) / self.lattice.step).astype(int).T
+            i, j, k = (np.clip(index[a], 0, self.lattice.shape[2 - a] - 1) for a in range(3))
+            moved = np.stack([d[k, j, i] for d in self.displacement], 1)
+            found = (np.asarray(points, np.float64) - moved) @ self.turn
+        return np.asarray(found, np.float64)
 
 
 def _layers(body: Body, x: Doubles, y: Doubles, z: Doubles) -> tuple[Doubles, Doubles, Doubles]:

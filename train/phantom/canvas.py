@@ -230,9 +230,12 @@ def through(points: Sequence[ArrayLike] | NDArray[np.float64], per_span: int = 4
 
 
 class Tube:
-    """A chain of cones with round ends. ``stretch`` > 1 along an axis widens the cross-section in that direction."""
+    """A chain of cones with round ends. ``stretch`` > 1 along an axis widens the cross-section in that direction.
 
-    def __init__(self, points: NDArray[np.float64], radii: ArrayLike, stretch: Vector = (1, 1, 1)) -> None:
+    ``stretch`` is one (x, y, z) for the whole tube, or one for every point: (points, 3).
+    """
+
+    def __init__(self, points: NDArray[np.float64], radii: ArrayLike, stretch: ArrayLike = (1, 1, 1)) -> None:
         self.points = np.asarray(points, float)
         r = np.atleast_1d(np.asarray(radii, float))
         self.radii = np.interp(np.linspace(0, 1, len(self.points)), np.linspace(0, 1, len(r)), r)
@@ -241,11 +244,21 @@ class Tube:
     @property
     def volume(self) -> float:
         """mm3: the cones and half a ball at either end, without overlaps in bends."""
-        p = self.points / self.stretch
-        lengths = np.linalg.norm(np.diff(p, axis=0), axis=1)
+        stretch = np.broadcast_to(self.stretch, self.points.shape)
+        middle = (stretch[:-1] + stretch[1:]) / 2
+        lengths = np.linalg.norm(np.diff(self.points, axis=0) / middle, axis=1)
         a, b = self.radii[:-1], self.radii[1:]
-        ends = 2 / 3 * np.pi * (self.radii[0] ** 3 + self.radii[-1] ** 3)
-        return float((np.pi / 3 * lengths * (a * a + a * b + b * b)).sum() + ends) * float(np.prod(self.stretch))
+        ends = 2 / 3 * np.pi * (self.radii[[0, -1]] ** 3 * stretch[[0, -1]].prod(1)).sum()
+        return float((np.pi / 3 * lengths * (a * a + a * b + b * b) * middle.prod(1)).sum() + ends)
+
+    def of_cone(self, i: int) -> NDArray[np.float64]:
+        """Stretch of the ``i``-th cone."""
+        return np.asarray(self.stretch if self.stretch.ndim == 1 else self.stretch[i : i + 2].mean(0))
+
+    def part(self, first: int, stop: int) -> "Tube":
+        """The tube from point ``first`` up to, not including, point ``stop``."""
+        stretch = self.stretch if self.stretch.ndim == 1 else self.stretch[first:stop]
+        return Tube(self.points[first:stop], self.radii[first:stop], stretch)
 
     def of_volume(self, millilitres: float) -> "Tube":
         """The same course, radii scaled until the volume fits."""
@@ -257,25 +270,41 @@ class Tube:
 
     def wide(self, factor: float) -> "Tube":
         """The same course, radii times ``factor``."""
-        return Tube(self.points, self.radii * factor, (self.stretch[0], self.stretch[1], self.stretch[2]))
+        return Tube(self.points, self.radii * factor, self.stretch)
 
     def grown(self, margin: float) -> "Tube":
         """The same course, radii plus ``margin`` mm."""
-        return Tube(self.points, self.radii + margin, (self.stretch[0], self.stretch[1], self.stretch[2]))
+        return Tube(self.points, self.radii + margin, self.stretch)
 
     def bumpy(self, rng: np.random.Generator, amplitude: float) -> "Tube":
         """Radii times smooth noise: lobules, haustra, folds."""
         factors = np.exp(amplitude * rng.normal(size=len(self.radii)))
-        return Tube(self.points, self.radii * factors, (self.stretch[0], self.stretch[1], self.stretch[2]))
+        return Tube(self.points, self.radii * factors, self.stretch)
 
     def moved(self, about: NDArray[np.float64], factor: float) -> "Tube":
         """The same tube, ``factor`` times as large seen from the point ``about``."""
         points = about + (self.points - about) * factor
-        return Tube(points, self.radii * factor, (self.stretch[0], self.stretch[1], self.stretch[2]))
+        return Tube(points, self.radii * factor, self.stretch)
+
+    def front(self, z: float) -> float:
+        """y of the anterior wall at the point nearest to height ``z``, for a tube that runs along the body."""
+        at = int(np.argmin(np.abs(self.points[:, 2] - z)))
+        return float(self.points[at, 1] - self.radii[at] * np.broadcast_to(self.stretch, self.points.shape)[at, 1])
+
+    def lumen(self, wall: float) -> NDArray[np.float64]:
+        """Points spread evenly through the volume inside a wall of ``wall`` mm, (n, 3) mm; the same at every call."""
+        r = np.random.default_rng(0)
+        stretch, inner = np.broadcast_to(self.stretch, self.points.shape), np.maximum(self.radii - wall, 0.3)
+        steps = np.linalg.norm(np.gradient(self.points, axis=0), axis=1)
+        share = steps * inner**2 * stretch[:, 1]
+        at = r.choice(len(share), 600, p=share / share.sum())
+        way = r.normal(size=(600, 3))
+        way *= r.random((600, 1)) ** 0.4 / np.linalg.norm(way, axis=1, keepdims=True)
+        return np.asarray(self.points[at] + inner[at, None] * stretch[at] * way)
 
     def cone_bounds(self, i: int) -> Corners:
         """Corners of the ``i``-th cone alone."""
-        reach = self.radii[i : i + 2, None] * self.stretch
+        reach = self.radii[i : i + 2, None] * self.of_cone(i)
         points = self.points[i : i + 2]
         return (points - reach).min(0), (points + reach).max(0)
 
@@ -297,9 +326,10 @@ class Tube:
 
     def cone(self, i: int, points: Points) -> Floats:
         """Distance to the ``i``-th cone, negative inside."""
-        scale = (1 / self.stretch).astype(np.float32)
-        start = (self.points[i] / self.stretch).astype(np.float32)
-        step = (self.points[i + 1] / self.stretch).astype(np.float32) - start
+        stretch = self.of_cone(i)
+        scale = (1 / stretch).astype(np.float32)
+        start = (self.points[i] / stretch).astype(np.float32)
+        step = (self.points[i + 1] / stretch).astype(np.float32) - start
         d: list[Floats] = [p * s - a if s != 1 else p - a for p, s, a in zip(points, scale, start, strict=True)]
         t = _dot(d, step)
         t /= np.float32(max(float(step @ step), 1e-6))

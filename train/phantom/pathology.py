@@ -139,19 +139,13 @@ def _isthmus(scene: Scene) -> None:
     }
     z = float(poles[-1][2] + poles[1][2]) / 2 - 6
     # In front of aorta and vena cava, whichever reaches further.
-    front = min(_front(vessel, z) for vessel in (scene.aorta, scene.cava)) - 11
+    front = min(vessel.front(z) for vessel in (scene.aorta, scene.cava)) - 11
     middle = vector(2, front, z)
     over = (T.FAT, *BOWEL, *ORGAN_TISSUES["duodenum"], T.VEIN, T.ARTERY, T.PORTAL, T.MUSCLE)
     for side, cortex in ((-1, T.RIGHT_CORTEX), (1, T.LEFT_CORTEX)):
         beside = vector(0.75 * poles[side][0], 0.35 * poles[side][1] + 0.65 * front, 0.5 * (poles[side][2] + z))
         bridge = Tube(through([poles[side], beside, middle], 4), [16, 13, 11, 10], (1, 0.85, 1.3))
         scene.canvas.paint(bridge, cortex, over)
-
-
-def _front(vessel: Tube, z: float) -> float:
-    """y of a vessel's anterior wall at height ``z``."""
-    at = int(np.argmin(np.abs(vessel.points[:, 2] - z)))
-    return float(vessel.points[at, 1] - vessel.radii[at] * vessel.stretch[1])
 
 
 def _hydronephrosis(scene: Scene, name: str, r: np.random.Generator) -> None:

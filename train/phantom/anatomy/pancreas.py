@@ -12,51 +12,92 @@ from train.phantom.tissue import BOWEL, ORGAN_TISSUES, T
 
 def duodenum_and_pancreas(scene: Scene) -> None:
     """The C of the duodenum, the first loop of jejunum, the vessels behind, the pancreas; leaves ``bile``."""
-    b, n, c = scene.body, scene.n, scene.canvas
-    aorta_y = b.spine_front(-10) - 20
+    n, c = scene.n, scene.canvas
+    aorta_y = scene.body.spine_front(-10) - 20
     low = n(-44, 11)
-    px, py, pz = scene.pylorus
-    wide, bulb = n(-50, 6) * scene.ax, scene.u(0.85, 1.4)
-    climbs = scene.u(0, 1) < 0.25  # no level third part: a V
-    duodenum = [
-        (px, py, pz),
-        (px - 16, py + 14, pz + n(5, 5)),
-        (0.5 * (px - 16 + wide), aorta_y - 14, 0.5 * (pz + n(5, 5))),
-        (wide, aorta_y - n(2, 4), 0.5 * low + 12),
-        (0.9 * wide, aorta_y - n(4, 3), low + 8),
-        (n(-24, 4) * scene.ax, aorta_y - 14, low + (4 if climbs else 0)),
-        (4, aorta_y - 15, low + (16 if climbs else n(3, 3))),
-        (26 * scene.ax, aorta_y - 10, low + (28 if climbs else 14)),
-        (n(30, 5) * scene.ax, aorta_y - 16, low + n(36 if climbs else 30, 6)),
-    ]
-    widths = np.array([9, 13 * bulb, 12, 12, 12, 11, 9.5, 10.5, 10.5]) * np.exp(scene.r.normal(0, 0.13, 9))
-    tube = Tube(scene.course(duodenum, 2.5), widths, (1, scene.u(0.8, 1.0), 1))
-    tube = tube.bumpy(scene.r, scene.u(0.05, 0.16))
-    widest = 1.6 * float(np.median(tube.radii))  # a bulb of 6 cm is none
-    tube = Tube(tube.points, np.minimum(tube.radii, widest), (1, float(tube.stretch[1]), 1))
-    tube = tube.of_volume(scene.grown_target("duodenum", tube.points) * 1.1)
+    tube, bend = _duodenal_tube(scene, aorta_y, low)
     ends = tube.points[-1]
     jejunum = Tube(
         scene.course([ends, ends + vector(14, -22, -6), ends + vector(34, -30, -28), ends + vector(26, -34, -62)], 4),
         scene.u(10, 13),
     )
     scene.gut.piece(jejunum.bumpy(scene.r, 0.05), (T.BOWEL_FLUID, T.FOLDS, T.BOWEL_WALL), [T.FAT])
-    over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], T.VEIN, T.ARTERY, T.RIGHT_CORTEX)
     mesenteric_vessels(scene, aorta_y, low)
     scene.clear(_uneven(scene, tube), BOWEL)
     # Pylorus and bulb lie under the liver, not in it: open to the midline and downwards.
     for aside in (vector(16, -6, 3), vector(13, -3, -5), vector(24, -5, -14), vector(34, -6, -28)):
         c.paint(Tube(tube.points[:9] + aside, tube.radii[:9] + 3), T.FAT, ORGAN_TISSUES["liver"])
+    _fill_duodenum(scene, tube, bend)
+    _pancreas(scene, aorta_y)
+
+
+def _duodenal_tube(scene: Scene, aorta_y: float, low: float) -> tuple[Tube, int]:
+    """The C, and the point at which its crossing part begins: flat between the great and the mesenteric vessels."""
+    n, u, r = scene.n, scene.u, scene.viscera
+    px, py, pz = scene.pylorus
+    wide, bulb = n(-50, 6) * scene.ax, u(0.85, 1.4)
+    climbs = u(0, 1) < 0.25  # no level third part: a V
+    thick, flat = float(r.uniform(8, 14)), float(r.uniform(20, 30))  # mm from front to back, and high
+    cava_x, aorta_x = (float(v.points[np.argmin(np.abs(v.points[:, 2] - low)), 0]) for v in (scene.cava, scene.aorta))
+    rise = low + (14 if climbs else 4)
+
+    def upon(vessel: Tube, z: float) -> float:
+        return vessel.front(z) - 0.5 * thick + 0.5
+
+    points = [
+        (px, py, pz),
+        (px - 16, py + 14, pz + n(5, 5)),
+        (0.5 * (px - 16 + wide), aorta_y - 14, 0.5 * (pz + n(5, 5))),
+        (wide, aorta_y - n(2, 4), 0.5 * low + 12),
+        (0.9 * wide, aorta_y - n(4, 3), low + 8),
+        (cava_x - 8, upon(scene.cava, low) + n(0, 1), low),
+        (0.5 * (cava_x + aorta_x), min(upon(scene.cava, low), upon(scene.aorta, rise)), 0.5 * (low + rise)),
+        (aorta_x + 2, upon(scene.aorta, rise), rise),
+        (aorta_x + 22, upon(scene.aorta, rise) + n(2, 2), rise + 9),
+        (n(30, 5) * scene.ax, aorta_y - 12, max(rise + n(26, 6), -14)),
+    ]
+    bend = 4 * 4 + 2
+    course = scene.course(points, 1.2)
+    across = len(course) - bend
+    widths = np.array([9, 13 * bulb, 12, 12, 12]) * np.exp(r.normal(0, 0.13, 5))
+    upper = Tube(course[:bend], widths, (1, u(0.8, 1.0), 1)).bumpy(scene.r, u(0.05, 0.16))
+    lower = Tube(course[bend:], 0.5 * flat * np.exp(r.normal(0, 0.09, 6)), (1, thick / flat, 1))
+    target = scene.grown_target("duodenum", course) * 1000
+    if (most := 0.5 * target) < lower.volume:
+        lower = lower.wide((most / lower.volume) ** 0.5)
+    upper = upper.of_volume(1.1 * (target - lower.volume) / 1000)
+    widest = min(1.6 * float(np.median(upper.radii)), 21.0)  # a bulb of 6 cm is none
+    radii = np.concatenate([np.minimum(upper.radii, widest), lower.radii])
+    flatness = np.concatenate([np.full(bend, float(upper.stretch[1])), np.full(across, thick / flat)])
+    round_end = np.linspace(0, 1, 5)[1:-1]
+    flatness[bend - 2 : bend + 1] = flatness[0] + (thick / flat - flatness[0]) * round_end
+    ones = np.ones(len(course))
+    return Tube(course, radii, np.stack([ones, flatness, ones], 1)), bend
+
+
+def _fill_duodenum(scene: Scene, tube: Tube, bend: int) -> None:
+    """Wall, contents and gas: in front in the bulb, now and then elsewhere; the crossing part is often collapsed."""
+    c, r = scene.canvas, scene.viscera
+    over = (T.FAT, *BOWEL, *ORGAN_TISSUES["liver"], T.VEIN, T.ARTERY, T.RIGHT_CORTEX)
     wall = scene.u(2.0, 3.6) if scene.r.random() < 0.75 else scene.u(4.5, 8.0)
+    fullness = r.choice(("collapsed", "fluid", "gas"), p=(0.5, 0.33, 0.17))
+    in_bulb, elsewhere, shares = r.random() < 0.55, r.random() < 0.3, r.uniform(0.15, 0.95, 3)
+    at = int(r.integers(7, bend - 4))
     c.paint_layers(tube, ((0, T.DUODENUM_WALL), (wall, T.DUODENUM_CONTENT)), over)
-    if scene.r.random() < 0.35:
-        at = int(scene.r.integers(2, 12))
-        bubble = Tube(tube.points[at : at + 4], list(np.maximum(tube.radii[at : at + 4] - wall, 1)))
-        c.level(bubble, T.DUODENUM_GAS, [T.DUODENUM_CONTENT], float(bubble.points[:, 1].mean()) - scene.u(-2, 4))
-    _pancreas(scene, aorta_y, low, tube)
+    across = tube.part(bend + 1, len(tube.points))
+    if fullness == "collapsed":
+        c.paint(across, T.DUODENUM_WALL, [T.DUODENUM_CONTENT])
+    for piece, there, share in (
+        (tube.part(1, 8), in_bulb, shares[0]),
+        (tube.part(at, at + 5), elsewhere, 0.6 * shares[1]),
+        (across, fullness == "gas", 0.7 * shares[2]),
+    ):
+        if there:
+            lumen = Tube(piece.points, np.maximum(piece.radii - wall, 1), piece.stretch)
+            c.level(lumen, T.DUODENUM_GAS, [T.DUODENUM_CONTENT], scene.gas(piece, wall, float(share)))
 
 
-def _pancreas(scene: Scene, aorta_y: float, low: float, duodenum: Tube) -> None:
+def _pancreas(scene: Scene, aorta_y: float) -> None:
     n, c, u = scene.n, scene.canvas, scene.u
     head = np.array([n(-31, 3) * scene.ax, aorta_y - n(12, 2), -12.0 + n(0, 6)])
     tail = scene.hilum + np.array([n(-8, 6), n(-5, 5), n(-4, 7)])
@@ -111,7 +152,7 @@ def _pancreas(scene: Scene, aorta_y: float, low: float, duodenum: Tube) -> None:
 def _uneven(scene: Scene, tube: Tube) -> Tube:
     """``tube``, here thinner and there thicker: a neighbour touches it in one place and keeps away in another."""
     margin = scene.gap * np.clip(scene.r.normal(0, 0.8, len(tube.radii)), -1, 1.4)
-    return Tube(tube.points, tube.radii + margin, (tube.stretch[0], tube.stretch[1], tube.stretch[2]))
+    return Tube(tube.points, tube.radii + margin, tube.stretch)
 
 
 def _lobules(scene: Scene, body: Tube, lobular: float, over: Sequence[int]) -> None:

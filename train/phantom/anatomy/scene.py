@@ -31,7 +31,7 @@ TARGETS: dict[str, tuple[float, float, float, float]] = {
     "stomach": (270, 0.55, 95, 780),
     "right_adrenal_gland": (3.9, 0.26, 2.2, 6.4),
     "left_adrenal_gland": (4.5, 0.26, 2.5, 6.2),
-    "duodenum": (68, 0.28, 36, 120),
+    "duodenum": (70, 0.33, 34, 135),
 }
 
 
@@ -87,7 +87,7 @@ class Scene:
         self.ay = (body.cavity_front + body.cavity_back) / 168
         self.lift = body.dome_right - 132
         self.gut = Gut(seed, body, canvas, self.lift)
-        self.wall = stream(seed, "wall")
+        self.wall, self.viscera = stream(seed, "wall"), stream(seed, "viscera")
         self.retro = stream(seed, "renal")  # behind the peritoneum: outline of the kidneys, crura
         self.renal, self.crura = {}, {}
         # mm of fat between neighbours
@@ -113,6 +113,10 @@ class Scene:
         """The volume in body space, mL, that an organ around ``points`` needs to measure its target in the scan."""
         x, y, z = np.asarray(points, float).reshape(-1, 3).T
         return self.targets[name] * float(self.field.growth_at(x, y, z).mean())
+
+    def gas(self, lumen: Tube, wall: float, share: float) -> float:
+        """Height y in the scan above (in front of) which ``share`` of a hollow organ's lumen lies."""
+        return float(np.quantile(self.field.in_scan(lumen.lumen(wall))[:, 1], share))
 
     def clear(self, shape: Ellipsoid | Tube | Composite, over: Sequence[int]) -> None:
         """Push neighbours off by the width of the fat between organs; bowel that is cut gets its wall back."""
