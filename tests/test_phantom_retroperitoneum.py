@@ -1,0 +1,79 @@
+"""Kidneys, adrenal glands and crura of the diaphragm, as axial slices show them."""
+
+from functools import cache
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+from scipy.spatial import ConvexHull
+
+from inference.organs import ORGANS
+from train.phantom import Grid, Phantom, generate
+from train.phantom.tissue import AUXILIARY
+
+ID = {organ.name: organ.id for organ in ORGANS}
+SEEDS = (400, 401, 402, 403)
+PIXEL = 2.0  # mm
+GRID = Grid.covering((-80, -110, -130), (110, 130, 130), (4.0, PIXEL, PIXEL))
+
+
+@cache
+def body(seed: int) -> Phantom:
+    return generate(seed, GRID)
+
+
+def hollow(plane: np.ndarray) -> float:
+    """Share of the convex hull of an organ in a slice that the organ does not fill."""
+    corners = np.argwhere(plane)[:, None] + np.array([(-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5)])
+    return 1 - float(plane.sum()) / float(ConvexHull(corners.reshape(-1, 2)).volume)
+
+
+def hollows(seed: int, name: str) -> list[float]:
+    """Of every slice of a kidney from pole to pole."""
+    return [hollow(plane) for plane in body(seed).labels == ID[name] if plane.sum() > 20]
+
+
+def test_a_kidney_is_open_at_its_hilum_and_full_at_its_poles() -> None:
+    kidneys = [hollows(seed, name) for seed in SEEDS for name in ("right_kidney", "left_kidney")]
+    assert np.median([max(found) for found in kidneys]) > 0.22
+    for found in kidneys:
+        assert max(found[1 : len(found) // 6 + 1]) < 0.15
+        assert max(found[-len(found) // 6 : -1]) < 0.15
+
+
+def beside_liver(seed: int) -> float:
+    """Share of the right adrenal gland's rows in slices that have liver within 8 mm to the right."""
+    labels = body(seed).labels
+    rows = liver = 0
+    for plane in labels[(labels == ID["right_adrenal_gland"]).any((1, 2))]:
+        for line in plane:
+            columns = np.flatnonzero(line == ID["right_adrenal_gland"])
+            if columns.size:
+                rows += 1
+                liver += bool((line[max(columns[0] - int(8 / PIXEL), 0) : columns[0]] == ID["liver"]).any())
+    return liver / rows
+
+
+def test_the_livers_edge_runs_along_the_right_adrenal_gland() -> None:
+    assert np.mean([beside_liver(seed) for seed in SEEDS]) > 0.35
+
+
+def crus_near(seed: int, name: str) -> float:
+    """Share of an adrenal gland's slices in which muscle comes within 12 mm of its medial side."""
+    phantom = body(seed)
+    gland = phantom.labels == ID[name]
+    slices = [z for z in range(len(gland)) if gland[z].any()]
+    near = 0
+    for z in slices:
+        columns = np.flatnonzero(gland[z].any(0))
+        muscle = phantom.auxiliary[z] == AUXILIARY["muscle"]
+        middle = int(columns.mean())
+        medial = (
+            np.arange(muscle.shape[1]) > middle if name.startswith("right") else np.arange(muscle.shape[1]) < middle
+        )
+        distance = distance_transform_edt(~gland[z], sampling=PIXEL)
+        near += int((muscle & medial & (distance <= 12)).sum() >= 6)
+    return near / len(slices)
+
+
+def test_a_crus_of_the_diaphragm_lies_beside_the_left_adrenal_gland() -> None:
+    assert np.mean([crus_near(seed, "left_adrenal_gland") for seed in SEEDS]) > 0.4
