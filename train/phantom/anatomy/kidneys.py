@@ -11,7 +11,7 @@ from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
 
 SQUARE = 0.15  # of a kidney's ellipsoid
 FORMS = ("Y", "V", "lambda", "line")  # of an adrenal gland in an axial slice
-BESIDE = 5.0  # mm from the middle of an adrenal gland to the cardia, below which the esophagus would cover the gland
+BESIDE = 8.0  # mm from the middle of an adrenal gland to the cardia, below which the esophagus would cover the gland
 
 
 def place(scene: Scene) -> None:
@@ -198,9 +198,9 @@ def _left_gland_at(scene: Scene) -> Doubles:
     pole = kidney.at(0, 0, 1.0)
     forward = min(float(pole[1]) - n(22, 4), b.spine_front(50) - n(1, 2))
     middle = np.array([n(33, 4), forward, min(float(pole[2]) - n(11, 6), b.dome_right - 66)])
-    middle[2] -= _under_the_esophagus(scene, middle)
     crus, _, half = section(scene.crura[1], float(middle[2]))
     middle[0] = max(float(middle[0]), crus + half + scene.u(5, 8))
+    middle[2] -= _under_the_esophagus(scene, middle)
     return middle
 
 
