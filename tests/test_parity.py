@@ -35,8 +35,8 @@ def test_the_shipped_weights_give_nnunets_masks(tmp_path: Path) -> None:
         of_body = compare(bundle, read_volume(path), engine, False)
         assert len(of_body) >= 11
         found |= {(seed, organ): value for organ, value in of_body.items()}
-    assert np.mean(list(found.values())) >= 0.99, found
-    assert min(found.values()) >= 0.97, found
+    assert np.mean(list(found.values())) >= 0.998, found
+    assert min(found.values()) >= 0.99, found
 
 
 def test_a_network_on_which_the_predictors_differ_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
