@@ -8,6 +8,7 @@ import pytest
 from inference.bundle import read_bundle
 from inference.organs import CLASSES, ORGANS
 from inference.volume import write_volume
+from train.intensities import read_intensities
 from train.nnunet import deal_folds
 from train.workspace import LABELLED_DATASET, Workspace
 
@@ -115,7 +116,9 @@ def test_nnunets_plan_has_the_settings_and_no_separate_z(run_folder: Path) -> No
     configuration = plans["configurations"]["3d_fullres"]
     assert configuration["patch_size"] == [8, 16, 16]
     assert configuration["resampling_fn_probabilities_kwargs"]["force_separate_z"] is False
-    assert plans["foreground_intensity_properties_per_channel"]["0"]["max"] == pytest.approx(390)
+    found = plans["foreground_intensity_properties_per_channel"]["0"]
+    assert found["max"] == pytest.approx(390)
+    assert found == read_intensities(Workspace(run_folder).intensities)
 
 
 def test_the_bundle_has_the_organs_and_says_where_it_came_from(run_folder: Path) -> None:

@@ -20,6 +20,7 @@ from inference.organs import CLASSES
 from inference.volume import ORIENTATION, Shape
 from train import nnunet
 from train.config import Config, read_settings
+from train.intensities import INTENSITIES
 from train.parity import check_parity
 from train.workspace import CONFIGURATION, Workspace, iteration_dataset
 
@@ -253,7 +254,7 @@ def _relative(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32])
 
 def _intensity(plans: Mapping[str, Any]) -> Intensity:
     """nnU-Net's foreground statistics as the plan of a bundle names them."""
-    found = plans["foreground_intensity_properties_per_channel"]["0"]
+    found = plans[INTENSITIES]["0"]
     return Intensity(found["percentile_00_5"], found["percentile_99_5"], found["mean"], max(found["std"], 1e-8))
 
 

@@ -18,6 +18,8 @@ from train.dataset import Case
 # nnU-Net's percentiles of the foreground (Isensee et al. 2021, rule "intensity normalization").
 LOWEST_PERCENT, HIGHEST_PERCENT = 0.5, 99.5
 HU = np.arange(-32768, 32768)
+# Where nnU-Net's fingerprint and plan hold them, by channel.
+INTENSITIES = "foreground_intensity_properties_per_channel"
 
 Shares = npt.NDArray[np.float64]
 
@@ -42,7 +44,7 @@ def shares_of_case(case: Case) -> Shares:
 
 
 def intensities(shares: Iterable[Shares]) -> dict[str, float]:
-    """nnU-Net's ``foreground_intensity_properties_per_channel`` of one channel, HU; every case counts alike, as there.
+    """nnU-Net's INTENSITIES of one channel, HU; every case counts alike, as there.
 
     Raises IntensityError where no case has an organ.
     """
@@ -80,7 +82,7 @@ def intensities_of_training(checkpoint: Path) -> dict[str, float]:
     try:
         # nnU-Net stores its plan and its log beside the weights, which torch's safe loading refuses.
         plans = torch.load(checkpoint, map_location="cpu", weights_only=False)["init_args"]["plans"]
-        found: dict[str, float] = plans["foreground_intensity_properties_per_channel"]["0"]
+        found: dict[str, float] = plans[INTENSITIES]["0"]
     except Exception as error:
         raise IntensityError(f"{checkpoint}: cannot be read ({error}); expected nnU-Net's checkpoint") from error
     return found

@@ -20,7 +20,7 @@ from inference.bundle import Bundle, Plan
 from inference.engine import Engine
 from inference.volume import Labels, Volume, atomic_write
 from train.config import Config, Training
-from train.intensities import read_intensities
+from train.intensities import INTENSITIES, read_intensities
 from train.prepare import process_pool, worker_count
 from train.workspace import CONFIGURATION, LABELLED_DATASET, PLANS, TRAINER, Workspace
 
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 TRAINER_FOLDER = Path(__file__).with_name("trainer")
 # A preprocessed case: image, label map, and what marks it as done.
 CASE_FILES = (".b2nd", "_seg.b2nd", ".pkl")
-INTENSITIES = "foreground_intensity_properties_per_channel"
 READER = "NibabelIO"  # SimpleITK refuses the sheared headers of tilted scans
 
 

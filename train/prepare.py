@@ -193,15 +193,17 @@ def _measured(cases: Sequence[Case], config: Config) -> Iterable[Shares]:
     """HU of the organs of each case, several at once; of one that cannot be read nothing, which preparing it will tell."""
     if not cases:
         return
-    log.info("intensities: %d cases", len(cases))
     with process_pool(config.prepare.workers, len(cases)) as pool:
-        for job in as_completed([pool.submit(shares_of_case, case) for case in cases]):
+        jobs = [pool.submit(shares_of_case, case) for case in cases]
+        for count, job in enumerate(jobs, 1):  # in the cases' order: sums of floats depend on theirs
             try:
                 yield job.result()
             except BrokenProcessPool as error:
                 raise PrepareError(DIED) from error
             except Exception as error:
                 log.debug("intensities: %s", error)
+            if count % 10 == 0 or count == len(cases):
+                log.info("intensities: %d of %d", count, len(cases))
 
 
 def _prepare_all(cases: Sequence[Case], config: Config, workspace: Workspace) -> dict[str, str]:

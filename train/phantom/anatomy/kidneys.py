@@ -43,7 +43,7 @@ def _placed(scene: Scene, name: str, side: int, height: float) -> Ellipsoid:
     within = np.array(centre) + 0.65 * np.vstack([np.zeros(3), np.diag(shape), -np.diag(shape)])
     target = scene.grown_target(name, within)
     draft, plan = Ellipsoid(centre, shape, angles, SQUARE), Renal.draw(scene, side)
-    axes = shape * (target / _millilitres(plan.parenchyma(draft))) ** (1 / 3)
+    axes = shape * (target / _millilitres(plan.parenchyma(draft), 2.5)) ** (1 / 3)
     kidney = Ellipsoid(centre, axes, angles, SQUARE)
     scene.renal[name] = plan.parenchyma(kidney), plan.sinus(kidney)
     return kidney
@@ -111,7 +111,7 @@ class Renal:
         return Composite((self.hollow.on(kidney),))
 
 
-def _millilitres(shape: Composite, step: float = 2.5) -> float:
+def _millilitres(shape: Composite, step: float) -> float:
     """Volume of a shape, mL, counted in a grid of ``step`` mm."""
     axes = [np.arange(lo, hi, step, dtype=np.float32) for lo, hi in zip(*shape.bounds(), strict=True)]
     x, y, z = np.meshgrid(*axes, indexing="ij")
@@ -169,7 +169,7 @@ def adrenals(scene: Scene) -> None:
         if side < 0:
             _wedge(scene, gland, middle, 0.5 * margin)
         else:
-            _adrenal_bed(scene, middle, side)
+            _left_adrenal_bed(scene, middle)
         for part in gland:
             scene.canvas.paint(part.grown(margin), T.FAT, (*around, *kidneys))
             scene.canvas.paint(part.grown(max(margin, 1.3)), T.FAT, [T.MUSCLE])  # the crus beside it
@@ -232,10 +232,10 @@ def _under_the_esophagus(scene: Scene, middle: Doubles) -> float:
     return float(np.clip(14 - (scene.cardia[2] - middle[2]), 0, 14)) if aside < BESIDE else 0.0
 
 
-def _adrenal_bed(scene: Scene, middle: Doubles, side: int) -> None:
+def _left_adrenal_bed(scene: Scene, middle: Doubles) -> None:
     """The fat between crus, kidney and what lies in front, which even the lean have."""
     half = np.array((scene.u(6, 12), scene.u(8, 14), 20.0))
-    bed = Ellipsoid(middle + vector(side * 3, 4, 2), half * (1 + 0.4 * scene.body.visceral))
+    bed = Ellipsoid(middle + vector(3, 4, 2), half * (1 + 0.4 * scene.body.visceral))
     stomach = (-3.5, T.STOMACH_WALL, (T.STOMACH_CONTENT, T.STOMACH_FOOD, T.STOMACH_GAS))
     bowel = (-2.6, T.BOWEL_WALL, LUMEN)
     over = (*ORGAN_TISSUES["stomach"], *ORGAN_TISSUES["liver"], T.SPLEEN, *BOWEL)
@@ -282,9 +282,6 @@ def _adrenal_limbs(scene: Scene, middle: Doubles, side: int) -> list[Tube]:
 
 def _of_volume(parts: list[Tube], about: Doubles, millilitres: float) -> list[Tube]:
     """Tubes enlarged or shrunk from ``about`` until their union has the volume."""
-    whole, step = Composite(parts), 1.25
-    axes = [np.arange(lo, hi, step, dtype=np.float32) for lo, hi in zip(*whole.bounds(), strict=True)]
-    x, y, z = np.meshgrid(*axes, indexing="ij")
-    volume = float((whole.distance((x, y, z)) < 0).sum()) * step**3 / 1000
+    volume = _millilitres(Composite(parts), 1.25)
     factor = float(np.clip((millilitres / max(volume, 0.1)) ** (1 / 3), 0.6, 1.6))
     return [part.moved(about, factor) for part in parts]

@@ -22,9 +22,8 @@ def _liver_at(scene: Scene, scale: float, pose: dict[str, Doubles]) -> Composite
     fossa = Ellipsoid(pose["fossa"], pose["fossa_axes"])  # of the kidney
     groove = Ellipsoid(pose["groove"], pose["groove_axes"])  # where the esophagus comes down
     edge = Below(pose["edge"] - vector(0, 0, 45 * max(k - 1.1, 0)), (float(pose["slope"][0]), float(pose["slope"][1])))
-    medial = Ellipsoid(
-        pose["medial"], pose["medial_axes"], squareness=0.8
-    )  # of the vena cava's back: no prong beside the spine
+    # Of the vena cava's back: no prong beside the spine.
+    medial = Ellipsoid(pose["medial"], pose["medial_axes"], squareness=0.8)
     impression = Ellipsoid(pose["impression"], pose["impression_axes"])  # of pylorus and bulb
     antrum, bed = (Tube(pose[name][:, :3], pose[name][:, 3]) for name in ("antrum", "bed"))  # of the stomach
     return Composite((right, lower, left), (hollow, fossa, groove, medial, impression, antrum, bed, edge))
