@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import io
 import logging
 import math
@@ -120,6 +121,19 @@ def cuda_available() -> bool:
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO's core: one for the whole process, and never given back before its end.
+
+    Each core changes the memory in which this process handles signals (the CPU plugin's alternate stack, made for AMX), and
+    puts the one before it back when it goes. Of two cores that go in the order they came, the second puts back memory that
+    the first has freed, and the next Ctrl-C is a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVinoEngine:
     """The network on CPU cores, through OpenVINO, which rests between windows: ``threads`` may then be used otherwise.
 
@@ -128,13 +142,12 @@ class OpenVinoEngine:
 
     def __init__(self, bundle: Bundle, threads: int, precision: Precision = "auto") -> None:
         try:
-            import openvino
+            self._core = openvino_core()
         except ImportError as error:
             raise EngineError(f"device cpu: OpenVINO is not installed here ({error})") from error
         self.name = f"OpenVINO, CPU, {threads} thread{'s' * (threads > 1)}"
         self.threads = threads
         self._plan = bundle.plan
-        self._core = openvino.Core()
         self._options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
         if precision == "f32":
             self._options["INFERENCE_PRECISION_HINT"] = "f32"

@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from inference.engine import (
     _cgroup_quota,
     available_cores,
     load_engine,
+    openvino_core,
 )
 from inference.resample import argmax
 from tests.conftest import level_model, make_bundle, make_plan, u_net
@@ -175,7 +177,27 @@ def test_the_cores_of_a_container_are_its_quota(tmp_path: Path) -> None:
 def test_an_image_with_neither_gpu_nor_cpu_engine_says_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inference.engine.cuda_available", lambda: False)
     monkeypatch.setitem(sys.modules, "openvino", None)  # what `import` finds where it is not installed
+    monkeypatch.setattr("inference.engine.openvino_core", openvino_core.__wrapped__)  # as if none were made yet
     with pytest.raises(EngineError, match=r"no GPU was found .* OpenVINO is not installed"):
         load_engine(make_bundle(), "auto")
     with pytest.raises(EngineError, match=r"^device cpu: OpenVINO is not installed"):
         load_engine(make_bundle(), "cpu")
+
+
+def test_ctrl_c_after_two_engines_have_come_and_gone_is_no_segmentation_fault() -> None:
+    code = """if True:
+        import os, signal
+        from inference.engine import OpenVinoEngine
+        from tests.conftest import make_bundle
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        first, second = (OpenVinoEngine(make_bundle(), 1, "f32") for _ in range(2))
+        del first
+        del second
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            print("interrupted")
+    """
+    root = Path(__file__).parents[1]
+    ended = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "interrupted\n"), ended.stderr

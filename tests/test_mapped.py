@@ -2,12 +2,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import openvino
 import pytest
 
 from inference import mapped
 from inference.bundle import Bundle, read_bundle, write_bundle
-from inference.engine import OpenVinoEngine
+from inference.engine import OpenVinoEngine, openvino_core
 from inference.mapped import MappedWeights
 from tests.conftest import level_model, make_bundle
 
@@ -27,7 +26,7 @@ def logits(bundle: Bundle) -> np.ndarray:
 
 
 def lay_under(bundle: Bundle, path: Path) -> int:
-    return MappedWeights(path).lay_under(openvino.Core().read_model(bundle.model))
+    return MappedWeights(path).lay_under(openvino_core().read_model(bundle.model))
 
 
 def test_weights_lie_in_the_file_and_answer_as_before(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from inference import skips
 from inference.bundle import read_bundle
+from inference.engine import openvino_core
 from inference.skips import take_apart
 from tests.conftest import level_model, u_net
 
@@ -13,7 +14,7 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
 
 def read(content: bytes, window: tuple[int, int, int]) -> openvino.Model:
-    model = openvino.Core().read_model(content)
+    model = openvino_core().read_model(content)
     model.reshape([1, 1, *window])
     return model
 
@@ -21,7 +22,7 @@ def read(content: bytes, window: tuple[int, int, int]) -> openvino.Model:
 def answer(model: openvino.Model) -> np.ndarray:
     image = np.random.default_rng(0).normal(size=tuple(model.input(0).shape))
     feed = image.astype(model.input(0).get_element_type().to_dtype())
-    found = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([feed])[0]
+    found = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([feed])[0]
     return np.asarray(found, np.float32)
 
 
