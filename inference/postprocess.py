@@ -23,6 +23,7 @@ Box = tuple[slice, slice, slice]
 SMALLEST_SHARE = 0.5  # of the smallest training volume of that organ
 FLECK_SHARE = 0.005  # the same, of an organ that the scan's end cuts
 FRAGMENT_SHARE = 0.1  # of the organ's own volume
+ENCLOSED_SHARE = 0.5  # of the slices that a component is in
 CLOSING_RADIUS = 2  # 5 x 5 x 5 voxels
 ADRENAL_GLANDS = ("right_adrenal_gland", "left_adrenal_gland")
 VESSELS = ("aorta", "inferior_vena_cava", "esophagus")
@@ -100,9 +101,11 @@ def crop_to_abdomen(labels: Labels, context: Context) -> Labels:
 
 
 def return_gallbladder_to_liver(labels: Labels, context: Context) -> Labels:
-    """Rule 4: a gallbladder component that liver encloses in some axial slice becomes liver.
+    """Rule 4: a gallbladder component that liver encloses in more than half of its axial slices becomes liver.
 
-    Enclosed: the one-voxel ring around it in that slice is all liver. Lesions of the liver look like gallbladder.
+    Enclosed: the one-voxel ring around it in that slice is all liver. Lesions of the liver look like gallbladder. The paper is
+    content with any slice, but the liver closes around a gallbladder's neck too: of 80 synthetic scans that took four whole
+    gallbladders, all of them right, and mended nothing. Its published code spares every gallbladder of a single component.
     """
     gallbladder, liver = context.ids.get("gallbladder", 0), context.ids.get("liver", 0)
     box = _box(labels == gallbladder) if liver and gallbladder else None
@@ -119,8 +122,10 @@ def return_gallbladder_to_liver(labels: Labels, context: Context) -> Labels:
     touching = found & _dilated(~found & (framed != liver), 1, axes=(1, 2))
     count = int(components.max()) + 1
     pieces = np.nonzero(found)[0] * count + components[found]  # slice and component of every voxel
-    enclosed = np.zeros(count, bool)
-    enclosed[np.setdiff1d(pieces, pieces[touching[found]]) % count] = True
+    slices, open_slices = (
+        np.bincount(np.unique(each) % count, minlength=count) for each in (pieces, pieces[touching[found]])
+    )
+    enclosed = slices - open_slices > ENCLOSED_SHARE * slices
     labels[z, y, x][enclosed[components][:, 1:-1, 1:-1]] = liver
     return labels
 
