@@ -3,10 +3,11 @@ import pytest
 
 from train.phantom import Artefacts, Grid, Phantom, generate
 from train.phantom.appearance import Scanner, speckle
-from train.phantom.artefact import KINDS, circle, draw_artefact, streak, truncate
+from train.phantom.artefact import KINDS, circle, draw_artefact, streak, streak_from_arms, truncate
 from train.phantom.body import stream
 
 SEED = 41
+SMALL = Grid.covering((20, -130, -180), (60, 140, 180), (10, 6, 6))
 GRID = Grid.covering((-60, -130, -180), (100, 140, 180), (4, 2.5, 2.5))
 
 
@@ -114,3 +115,40 @@ def test_sheets_of_a_slice_keep_the_truth_of_its_plane() -> None:
     plane = generate(SEED, fine)
     middle = generate(SEED, Grid((1, *fine.shape[1:]), (1, 1.8, 1.8), (fine.origin[0] + 40, *fine.origin[1:])))
     assert np.mean(plane.labels[10] != middle.labels[0]) < 1e-3
+
+
+def arm(x: float, y: float) -> np.ndarray:
+    return np.array([(x, y, -300.0), (x, y, 300.0)])
+
+
+def test_two_arms_streak_what_lies_between_them_wherever_they_are() -> None:
+    image = np.zeros(GRID.shape, np.float32)
+    drawn = streak_from_arms(
+        image, GRID, [arm(-260, 10), arm(240, 30)], stream(SEED, "arms")
+    )  # both outside of the view
+    assert drawn["dark"] >= 10
+    y, x = GRID.coordinates(1)[:, None], GRID.coordinates(2)[None, :]
+    away = np.abs(y - 20 - x * 20 / 500)  # from the line that joins them
+    assert not image[:, away > 91].any()
+    assert image[:, away < 30].mean() < -1
+    middle, lines = image[:, 45:60], image[:, 45:60].mean(0)
+    assert lines.std() > 1.5  # bands stay from slice to slice
+    assert (middle - lines).std() > 1.5  # and the noise of each is its own, along the line
+    assert np.abs(np.diff(image, axis=2)).mean() < 0.3 * np.abs(np.diff(image, axis=1)).mean()
+
+
+def test_one_arm_streaks_less_the_farther_it_is() -> None:
+    image = np.zeros(GRID.shape, np.float32)
+    streak_from_arms(image, GRID, [arm(200, 10)], stream(SEED, "arms"))
+    left, right = (np.abs(image[:, :, part]).mean() for part in (slice(-20, None), slice(20)))
+    assert left > 2 * right > 0
+
+
+def test_a_body_whose_arms_lie_beside_it_is_streaked_and_its_truth_is_not() -> None:
+    seeds = {
+        arms: next(s for s in range(60) if generate(s, SMALL).record["arm_streaks"]["arms"] == arms) for arms in (0, 2)
+    }
+    assert generate(seeds[0], SMALL).record["arm_streaks"] == {"arms": 0}
+    streaked = generate(seeds[2], SMALL)
+    assert streaked.record["arm_streaks"]["dark"] >= 10
+    assert streaked.labels.any()

@@ -1,13 +1,14 @@
 """Hounsfield units: tissues by CT priors and contrast phase, texture at two scales, and what a scanner makes of them."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from train.phantom.artefact import Artefacts, move, streak, truncate
-from train.phantom.body import stream
+from train.phantom.artefact import Artefacts, move, streak, streak_from_arms, truncate
+from train.phantom.body import Doubles, stream
 from train.phantom.canvas import Box, Canvas, Floats, Grid, Lattice, Sampler, lookup, recode
 from train.phantom.disease import Disease, LesionTissue
 from train.phantom.tissue import GAS, T
@@ -339,11 +340,18 @@ class Scanner:
 
 
 def render(
-    seed: int, canvas: Canvas, factor: int, look: Look, scanner: Scanner, artefacts: Artefacts
+    seed: int,
+    canvas: Canvas,
+    factor: int,
+    look: Look,
+    scanner: Scanner,
+    artefacts: Artefacts,
+    arms: Sequence[Doubles] = (),
 ) -> tuple[NDArray[np.int16], dict[str, object]]:
     """Scan of a painted canvas with ``factor`` (odd) sheets to a slice: int16 HU (z, y, x), and what was drawn for it.
 
     Texture lives in body space and is the same on every grid; blur, gain, noise and artefacts belong to the scanner.
+    ``arms`` beside the body: as for ``streak_from_arms``.
     """
     grid = slices(canvas.grid, factor)
     image = _through_plane(look.hu, canvas.tissue, factor, 0.36 * scanner.thickness / canvas.grid.spacing[0])
@@ -354,6 +362,7 @@ def render(
     r = stream(seed, "artefact")
     r.random(8)  # draw_artefact's
     streaked = streak(image, tissue == T.METAL, grid, r)
+    arm_streaks = streak_from_arms(image, grid, arms, stream(seed, "arms")) if arms else {}
     if artefacts.motion:
         image = move(image, grid, artefacts.motion, r)
     _calibrate(image, speckle(grid, scanner, artefacts.low_dose, stream(seed, "noise")), grid, scanner)
@@ -363,6 +372,7 @@ def render(
         "scanner": asdict(scanner),
         "texture": asdict(texture),
         "artefacts": artefacts.record(streaked),
+        "arm_streaks": {"arms": len(arms), **arm_streaks},
     }
     return _digitise(image), drawn
 

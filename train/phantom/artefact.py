@@ -1,12 +1,13 @@
-"""What goes wrong at the scanner: motion, a truncated field, low dose, streaks from metal."""
+"""What goes wrong at the scanner: motion, a truncated field, low dose, streaks from metal and from arms beside the body."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d, label, shift
 
-from train.phantom.body import stream
+from train.phantom.body import Doubles, stream
 from train.phantom.canvas import Floats, Grid
 
 SMALLEST_METAL = 12.0  # mm2 in a slice: surgical clips hardly streak
@@ -107,6 +108,34 @@ def streak(image: Floats, metal: NDArray[np.bool_], grid: Grid, r: np.random.Gen
         image[k] += added
         count += 1
     return count
+
+
+def streak_from_arms(image: Floats, grid: Grid, arms: Sequence[Doubles], r: np.random.Generator) -> dict[str, float]:
+    """Dark and bright bands and grainy lines from arm to arm, in place; what was drawn: HU of bands and of lines.
+
+    Rays that pass along both arms are hardened and starved: their bones darken what lies between them, and noise lies along
+    the line that joins them. The scanner sees arms outside of the field of view all the same. ``arms``: for each, points
+    (x, y, z) of its bone in mm, upwards. One arm alone streaks less strongly, and less the farther away.
+    """
+    y, x = grid.coordinates(1), grid.coordinates(2)
+    dark, lines = round(float(r.uniform(10, 60)), 1), round(float(r.uniform(8, 40)), 1)
+    middles, widths = r.uniform(-22, 22, 4), r.uniform(4, 15, 4)
+    shares = np.array((-1, -0.7, 0.5, 0.35)) * r.uniform(0.4, 1, 4)
+    fineness, breadth, reach = r.uniform(1.0, 3.0), r.uniform(18, 38), r.uniform(90, 220)
+    off = np.arange(-90.0, 90.5, 0.5)  # mm from the line that joins the arms
+    bands = (shares[:, None] * np.exp(-(((off - middles[:, None]) / widths[:, None]) ** 2))).sum(0)
+    for plane, z in zip(image, grid.coordinates(0), strict=True):
+        ends = np.array([[np.interp(z, arm[:, 2], arm[:, axis]) for axis in (0, 1)] for arm in arms])
+        grain = gaussian_filter1d(r.normal(size=len(off)), fineness / 0.5)
+        profile = dark * bands + lines * grain / grain.std() * np.exp(-((off / breadth) ** 2))
+        if len(ends) == 2:
+            slope = (ends[1, 1] - ends[0, 1]) / (ends[1, 0] - ends[0, 0])
+            fade = np.ones(len(x))
+        else:
+            slope, fade = 0.0, 0.6 * np.exp(-np.abs(x - ends[0, 0]) / reach)
+        line = ends[0, 1] + slope * (x - ends[0, 0])
+        plane += np.interp(y[:, None] - line[None, :], off, profile, 0, 0) * fade
+    return {"dark": dark, "lines": lines}
 
 
 def _star(r: np.random.Generator) -> Floats:

@@ -26,6 +26,7 @@ STREAMS = (
     "wall",
     "renal",
     "viscera",
+    "arms",
 )
 
 

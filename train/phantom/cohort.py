@@ -155,7 +155,7 @@ def _extent(r: np.random.Generator, body: Body) -> tuple[str, float, float]:
     """Name, lower and upper end of a scan in mm: abdomen, with pelvis, with thorax too, cut short, or a slab."""
     kind, margin, bottom = r.random(), r.uniform(8, 45), r.uniform(-170, -95)
     share, chest, pelvis = r.random(), r.uniform(120, 190), r.uniform(-380, -290)
-    slab = float(np.interp(share, (0, 0.2, 1), (28, 60, 150)))  # four in five show 6 to 15 cm
+    slab = float(np.interp(share, (0, 0.4, 1), (28, 60, 150)))  # three in five show 6 to 15 cm
     centre = r.uniform(-280, 200)
     near, cut_top, cut_bottom = r.uniform(-60, 100), r.uniform(15, 75), r.uniform(-45, 40)
     top = body.dome_right + margin
@@ -176,11 +176,16 @@ def _extent(r: np.random.Generator, body: Body) -> tuple[str, float, float]:
 
 
 def _width(r: np.random.Generator, body: Body) -> tuple[float, float, float]:
-    """Side of the square field of view, and its middle (y, x), mm; one in nine cuts the skin, one in nine is off centre."""
+    """Side of the square field of view, and its middle (y, x), mm.
+
+    One in nine cuts the skin, one in nine is off centre, one in eight shows much air, or arms, beside the body.
+    """
     around, cut, small, far = r.uniform(1.02, 1.25), r.uniform(0.78, 1.0), r.random() < 0.11, r.random() < 0.11
     extent = 2 * body.half_width * 1.04 * (cut if small else around)
     shift = r.normal(0, 18 if far else 6, 2)
-    return float(np.clip(extent, 230, 480)), float(shift[0] + 10), float(shift[1])
+    wide, more = r.random() < 0.12, r.uniform(1.1, 1.4)
+    extent *= more if wide and not small else 1
+    return float(np.clip(extent, 230, 500)), float(shift[0] + 10), float(shift[1])
 
 
 def field_of_view(seed: int, spacing: Spacing | None, pixel: float | None = None) -> Grid:

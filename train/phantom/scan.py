@@ -55,7 +55,7 @@ def generate(
     look = draw_look(stream(seed, "appearance"), disease, scene.lesions)
     scanner = Scanner.draw(stream(seed, "scanner"), thickness, artefacts.low_dose)
     canvas.points = (look.hu[:1], look.hu[:1], look.hu[:1])  # painted: the coordinates' memory is wanted for the image
-    image, drawn = render(seed, canvas, factor, look, scanner, artefacts)
+    image, drawn = render(seed, canvas, factor, look, scanner, artefacts, scene.arms)
     tissue = canvas.tissue[factor // 2 :: factor]
     if artefacts.truncation:
         tissue = np.where(circle(grid, artefacts.truncation), tissue, np.uint8(Tissue.AIR))

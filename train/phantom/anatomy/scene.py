@@ -73,6 +73,7 @@ class Scene:
     hilum: Doubles  # of the spleen
     renal: dict[str, tuple[Composite, Composite]]  # parenchyma and sinus of each kidney
     crura: dict[int, Tube]  # of the diaphragm: -1 right, 1 left
+    arms: list[Doubles]  # those beside the body: points (x, y, z) along the bones in the scan, upwards
     aorta: Tube
     cava: Tube
     confluence: Doubles  # of the portal vein
@@ -89,7 +90,7 @@ class Scene:
         self.gut = Gut(seed, body, canvas, self.lift)
         self.wall, self.viscera = stream(seed, "wall"), stream(seed, "viscera")
         self.retro = stream(seed, "renal")  # behind the peritoneum: outline of the kidneys, crura
-        self.renal, self.crura = {}, {}
+        self.renal, self.crura, self.arms = {}, {}, []
         # mm of fat between neighbours
         self.gap = float(self.r.uniform(0.2, 1.0) + 4.5 * body.visceral**1.3 * self.r.uniform(0.6, 1.3))
         self.shapes: dict[str, Ellipsoid | Tube] = {}

@@ -116,7 +116,7 @@ def arms(scene: Scene) -> None:
     kind, radius, fat = scene.u(0, 1), scene.u(33, 48), scene.u(0.1, 0.45)
     shift, bone = scene.r.normal(0, 10, (2, 3)), ((0, T.CORTICAL), (3.0, T.SPONGY))
     elbow = scene.u(-70, 30)
-    for side, lying in ((-1, kind < 0.12), (1, kind < 0.08 or kind > 0.95)):
+    for side, lying in ((-1, kind < 0.17), (1, kind < 0.13 or kind > 0.95)):
         if not lying:
             continue
         x = side * (b.half_width + radius + 6)
@@ -124,6 +124,7 @@ def arms(scene: Scene) -> None:
         course = np.array([(x, 0, 330), (x, 8, 120), (x + side * 6, 14, elbow), (x, -4, elbow - 230)]) + away
         arm = Tube(through(course), [radius * 1.15, radius, radius * 0.95, radius * 0.7])
         c.paint_layers(arm, ((0, T.SKIN), (1.6, T.SUBCUTANEOUS), (2 + fat * radius, T.MUSCLE)), [T.AIR])
+        scene.arms.append(scene.field.in_scan(course[::-1]))
         inside = (T.MUSCLE, T.SUBCUTANEOUS)
         c.paint_layers(Tube(course[:3], [12, 11, 15]), bone, inside)
         for dy in (-11, 11):
