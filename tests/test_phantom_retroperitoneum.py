@@ -77,3 +77,25 @@ def crus_near(seed: int, name: str) -> float:
 
 def test_a_crus_of_the_diaphragm_lies_beside_the_left_adrenal_gland() -> None:
     assert np.mean([crus_near(seed, "left_adrenal_gland") for seed in SEEDS]) > 0.4
+
+
+def test_a_crus_of_the_diaphragm_lies_beside_the_right_adrenal_gland() -> None:
+    assert np.mean([crus_near(seed, "right_adrenal_gland") for seed in SEEDS]) > 0.7
+
+
+def organs_at_the_spine(seed: int) -> float:
+    """mL of liver, spleen and stomach within 6 mm of vertebrae, 3 cm to either side of them, beside the right gland."""
+    phantom = body(seed)
+    gland = (phantom.labels == ID["right_adrenal_gland"]).any((1, 2))
+    reach, found = int(30 / PIXEL), 0
+    for plane, auxiliary in zip(phantom.labels[gland], phantom.auxiliary[gland], strict=True):
+        bone = auxiliary == AUXILIARY["bone"]
+        middle = int(np.median(np.argwhere(bone)[:, 1]))
+        near = (distance_transform_edt(~bone, sampling=PIXEL) <= 6)[:, middle - reach : middle + reach]
+        organs = np.isin(plane, [ID[name] for name in ("liver", "spleen", "stomach")])
+        found += int((near & organs[:, middle - reach : middle + reach]).sum())
+    return found * float(np.prod(phantom.spacing)) / 1000
+
+
+def test_no_sheet_of_liver_or_stomach_lies_between_crus_and_spine() -> None:
+    assert np.mean([organs_at_the_spine(seed) for seed in SEEDS]) < 0.6

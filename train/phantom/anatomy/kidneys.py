@@ -186,7 +186,7 @@ def _right_gland_at(scene: Scene) -> Doubles:
     high = float(np.clip(float(kidney.at(0, 0, 1.0)[2]) + n(7, 5), 40.0, max(b.dome_right - 56, 42.0)))
     x, y, wide = section(scene.cava, high)
     crus, _, half = section(scene.crura[-1], high)
-    medial = min(x - scene.u(0.1, 0.6) * wide, crus - half - scene.u(4, 8), -b.spine_radius - scene.u(6, 10))
+    medial = min(x - scene.u(-0.3, 0.3) * wide, crus - half - scene.u(4, 8), -b.spine_radius - scene.u(4.5, 7.5))
     deep = wide * float(scene.cava.stretch[1] / scene.cava.stretch[0])
     return np.array([medial, y + deep + n(6, 1.5), high])
 
@@ -254,7 +254,7 @@ def _adrenal_limbs(scene: Scene, middle: Doubles, side: int) -> list[Tube]:
         lengths[int(scene.r.integers(2))] *= 0.55
     if form == "line":
         lengths[1] = 0.0
-    medial = u(0.05, 0.35) if right else u(-0.25, 0.3)  # 0 is straight back, pi/2 away from the midline
+    medial = u(-0.1, 0.22) if right else u(-0.25, 0.3)  # 0 is straight back, pi/2 away from the midline
     directions = (medial, medial + (u(0.25, 0.65) if right else u(0.35, 1.2)))
     curve, thick = scene.r.normal(0, 0.25, 2), (u(1.5, 2.7), u(1.4, 2.6), u(1.5, 2.7))
     lean = np.array((side * u(-2, 6), u(-7, 2), 0.0))  # from the top down: along the kidney's slope
