@@ -397,7 +397,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs=3,
         metavar=("Z", "Y", "X"),
-        help="mm; default: 512 x 512 at 0.5-0.95 mm, slices of 2-5 mm",
+        help="mm; default: 512 x 512 at 0.45-0.98 mm, slices of 2-5 mm",
     )
     voxels.add_argument(
         "--pixel", type=float, metavar="MM", help="in plane, with slices of 1-8 mm as scanners have them"
