@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from train.phantom import Artefacts, Grid, Phantom, generate
+from train.phantom import Artefacts, Grid, Phantom, appearance, generate
 from train.phantom.appearance import Scanner, speckle
 from train.phantom.artefact import KINDS, circle, draw_artefact, streak, streak_from_arms, truncate
 from train.phantom.body import stream
@@ -123,9 +123,8 @@ def arm(x: float, y: float) -> np.ndarray:
 
 def test_two_arms_streak_what_lies_between_them_wherever_they_are() -> None:
     image = np.zeros(GRID.shape, np.float32)
-    drawn = streak_from_arms(
-        image, GRID, [arm(-260, 10), arm(240, 30)], stream(SEED, "arms")
-    )  # both outside of the view
+    outside = [arm(-260, 10), arm(240, 30)]  # of the view
+    drawn = streak_from_arms(image, GRID, outside, stream(SEED, "arms"))
     assert drawn["dark"] >= 10
     y, x = GRID.coordinates(1)[:, None], GRID.coordinates(2)[None, :]
     away = np.abs(y - 20 - x * 20 / 500)  # from the line that joins them
@@ -144,11 +143,15 @@ def test_one_arm_streaks_less_the_farther_it_is() -> None:
     assert left > 2 * right > 0
 
 
-def test_a_body_whose_arms_lie_beside_it_is_streaked_and_its_truth_is_not() -> None:
+def test_a_body_whose_arms_lie_beside_it_is_streaked_and_its_truth_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = {
         arms: next(s for s in range(60) if generate(s, SMALL).record["arm_streaks"]["arms"] == arms) for arms in (0, 2)
     }
     assert generate(seeds[0], SMALL).record["arm_streaks"] == {"arms": 0}
     streaked = generate(seeds[2], SMALL)
     assert streaked.record["arm_streaks"]["dark"] >= 10
+    monkeypatch.setattr(appearance, "streak_from_arms", lambda *arguments: {})
+    clean = generate(seeds[2], SMALL)
+    assert np.array_equal(clean.labels, streaked.labels)
     assert streaked.labels.any()
+    assert (streaked.hu != clean.hu)[streaked.labels > 0].mean() > 0.5

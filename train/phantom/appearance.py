@@ -346,7 +346,7 @@ def render(
     look: Look,
     scanner: Scanner,
     artefacts: Artefacts,
-    arms: Sequence[Doubles] = (),
+    arms: Sequence[Doubles],
 ) -> tuple[NDArray[np.int16], dict[str, object]]:
     """Scan of a painted canvas with ``factor`` (odd) sheets to a slice: int16 HU (z, y, x), and what was drawn for it.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from train.phantom.anatomy.scene import Doubles, Scene
-from train.phantom.anatomy.trunk import section
+from train.phantom.anatomy.trunk import clear_of_organs, section
 from train.phantom.canvas import Composite, Ellipsoid, Tube, vector
 from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
 
@@ -236,10 +236,7 @@ def _left_adrenal_bed(scene: Scene, middle: Doubles) -> None:
     """The fat between crus, kidney and what lies in front, which even the lean have."""
     half = np.array((scene.u(6, 12), scene.u(8, 14), 20.0))
     bed = Ellipsoid(middle + vector(3, 4, 2), half * (1 + 0.4 * scene.body.visceral))
-    stomach = (-3.5, T.STOMACH_WALL, (T.STOMACH_CONTENT, T.STOMACH_FOOD, T.STOMACH_GAS))
-    bowel = (-2.6, T.BOWEL_WALL, LUMEN)
-    over = (*ORGAN_TISSUES["stomach"], *ORGAN_TISSUES["liver"], T.SPLEEN, *BOWEL)
-    scene.canvas.paint_in_turn(bed, (stomach, bowel, (0.0, T.FAT, over)))
+    clear_of_organs(scene, bed, 0.0)
 
 
 def _adrenal_limbs(scene: Scene, middle: Doubles, side: int) -> list[Tube]:

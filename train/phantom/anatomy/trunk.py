@@ -62,7 +62,7 @@ def crura(scene: Scene) -> None:
     fat, slim, thin = r.uniform(1, 3.5) + 2 * b.visceral, r.uniform(0.6, 0.9), r.uniform(1.5, 2.6)
     flat, lowest = r.uniform(1.6, 2.4), r.uniform(-58, -38)
     spine = Tube(np.array([b.spine(z) for z in range(-20, 116, 15)]), b.spine_radius + 2 * thin + 4)
-    _clear_of_organs(scene, spine, 0.0)  # nothing lies behind the crura
+    clear_of_organs(scene, spine, 0.0)  # nothing lies behind the crura
     for side in (-1, 1):
         levels = np.linspace(lowest if side < 0 else lowest + 22, 104, 11)
         radii = np.interp(levels, (-60, 0, 50, 85, 104), (0.5, 0.8, 1, 1, 0.7)) * scene.crura[side].radii.mean()
@@ -75,7 +75,7 @@ def crura(scene: Scene) -> None:
             away = max(np.interp(z, (-60, 0, 60), (9, 13, 15)), beside - max(up - 0.8, 0) * wide)
             points.append((side * away, (1 - min(up, 1)) * (b.spine_front(z) - 2) + up * (y - 2), z))
         scene.crura[side] = Tube(through(points, 2), radii, (1, flat, 1))
-        _clear_of_organs(scene, scene.crura[side], 1.5)
+        clear_of_organs(scene, scene.crura[side], 1.5)
         c.paint(scene.crura[side], T.MUSCLE, (T.FAT, T.MEDIASTINAL))
     for z in range(24, 110, 12):
         plate = (1, 1, 8 / thin)
@@ -91,7 +91,7 @@ def crura(scene: Scene) -> None:
             c.paint(Tube(np.array(band), thin, plate), T.MUSCLE, (T.FAT, T.MEDIASTINAL))
 
 
-def _clear_of_organs(scene: Scene, shape: Tube, margin: float) -> None:
+def clear_of_organs(scene: Scene, shape: Ellipsoid | Tube, margin: float) -> None:
     """Fat instead of liver, spleen, stomach and bowel in ``shape`` and ``margin`` mm around it; what is cut keeps a wall."""
     stomach = (-margin - 3.5, T.STOMACH_WALL, (T.STOMACH_CONTENT, T.STOMACH_FOOD, T.STOMACH_GAS))
     bowel = (-margin - 2.6, T.BOWEL_WALL, LUMEN)
