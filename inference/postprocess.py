@@ -1,8 +1,8 @@
 """The five post-processing rules of the paper (section 2.3), in its order, on the scan's grid.
 
-Rules 1 and 4 spare more than the paper's do, and say why. Each rule takes and returns a label map (z, y, x) and is idempotent. The list as a whole is not (a fragment that the last
-rule removes can move the crop of the third), so it runs once, on what the network said. Rules know organs by name: for a
-bundle without an organ they skip it.
+Rules 1 and 4 spare more than the paper's do, and say why. Each rule takes and returns a label map (z, y, x) and is idempotent.
+The list as a whole is not (a fragment that the last rule removes can move the crop of the third), so it runs once, on what the
+network said. Rules know organs by name: for a bundle without an organ they skip it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
