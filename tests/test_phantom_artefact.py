@@ -125,15 +125,29 @@ def test_two_arms_streak_what_lies_between_them_wherever_they_are() -> None:
     image = np.zeros(GRID.shape, np.float32)
     outside = [arm(-260, 10), arm(240, 30)]  # of the view
     drawn = streak_from_arms(image, GRID, outside, stream(SEED, "arms"))
-    assert drawn["dark"] >= 10
+    assert drawn["dark"] >= 6
     y, x = GRID.coordinates(1)[:, None], GRID.coordinates(2)[None, :]
     away = np.abs(y - 20 - x * 20 / 500)  # from the line that joins them
-    assert not image[:, away > 91].any()
+    assert not image[:, away > 140].any()
     assert image[:, away < 30].mean() < -1
     middle, lines = image[:, 45:60], image[:, 45:60].mean(0)
     assert lines.std() > 1.5  # bands stay from slice to slice
-    assert (middle - lines).std() > 1.5  # and the noise of each is its own, along the line
+    noise = middle - lines
+    assert noise.std() > 1.5  # and the noise of each is its own, along the line, though neighbours share rays
+    share = np.corrcoef(noise[1:].ravel(), noise[:-1].ravel())[0, 1]
+    assert 0.1 < share < 0.8
     assert np.abs(np.diff(image, axis=2)).mean() < 0.3 * np.abs(np.diff(image, axis=1)).mean()
+
+
+def test_arms_streak_tissue_and_leave_air_alone() -> None:
+    image = np.zeros(GRID.shape, np.float32)
+    image[:, :, :30], image[:, :, 30:50] = -1000, -850
+    before = image.copy()
+    streak_from_arms(image, GRID, [arm(-260, 10), arm(240, 10)], stream(SEED, "arms"))
+    change = np.abs(image - before)
+    air, lung, tissue = (change[:, :, part].mean() for part in (slice(20), slice(35, 45), slice(60, None)))
+    assert air == 0
+    assert 0 < lung < 0.4 * tissue
 
 
 def test_one_arm_streaks_less_the_farther_it_is() -> None:
@@ -149,7 +163,7 @@ def test_a_body_whose_arms_lie_beside_it_is_streaked_and_its_truth_is_not(monkey
     }
     assert generate(seeds[0], SMALL).record["arm_streaks"] == {"arms": 0}
     streaked = generate(seeds[2], SMALL)
-    assert streaked.record["arm_streaks"]["dark"] >= 10
+    assert streaked.record["arm_streaks"]["dark"] >= 6
     monkeypatch.setattr(appearance, "streak_from_arms", lambda *arguments: {})
     clean = generate(seeds[2], SMALL)
     assert np.array_equal(clean.labels, streaked.labels)

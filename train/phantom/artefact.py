@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter1d, label, shift
+from scipy.ndimage import gaussian_filter, gaussian_filter1d, label, shift
 
 from train.phantom.body import Doubles, stream
 from train.phantom.canvas import Floats, Grid
@@ -114,28 +114,44 @@ def streak_from_arms(image: Floats, grid: Grid, arms: Sequence[Doubles], r: np.r
     """Dark and bright bands and grainy lines from arm to arm, in place; what was drawn: HU of bands and of lines.
 
     Rays that pass along both arms are hardened and starved: their bones darken what lies between them, and noise lies along
-    the line that joins them. The scanner sees arms outside of the field of view all the same. ``arms``: for each, points
-    (x, y, z) of its bone in mm, upwards. One arm alone streaks less strongly, and less the farther away.
+    the rays. These cross under small angles, for an arm is as wide as its bone, and the starved ones are those that pass
+    much tissue: lung and air beside it stay quiet. A slice shares some rays with the next. The scanner sees arms outside of
+    the field of view all the same. ``arms``: for each, points (x, y, z) of its bone in mm, upwards. One arm alone streaks
+    less strongly, and less the farther away.
     """
     y, x = grid.coordinates(1), grid.coordinates(2)
-    dark, lines = round(float(r.uniform(10, 60)), 1), round(float(r.uniform(8, 40)), 1)
+    dark, lines = round(float(r.uniform(6, 45)), 1), round(float(r.uniform(4, 18)), 1)
     middles, widths = r.uniform(-22, 22, 4), r.uniform(4, 15, 4)
     shares = np.array((-1, -0.7, 0.5, 0.35)) * r.uniform(0.4, 1, 4)
-    fineness, breadth, reach = r.uniform(1.0, 3.0), r.uniform(18, 38), r.uniform(90, 220)
-    off = np.arange(-90.0, 90.5, 0.5)  # mm from the line that joins the arms
-    bands = (shares[:, None] * np.exp(-(((off - middles[:, None]) / widths[:, None]) ** 2))).sum(0)
+    fineness, breadth, reach = r.uniform(1.5, 4.0), r.uniform(18, 38), r.uniform(90, 220)
+    tilts = np.array((-1, 0, 1)) * r.uniform(0.02, 0.06)  # of rays from one edge of a bone to the other edge of the next
+    shared = np.exp(-grid.spacing[0] / r.uniform(3, 9))
+    off = np.arange(-120.0, 120.5, 0.5)  # mm from the line that joins the arms
+    bands = dark * (shares[:, None] * np.exp(-(((off - middles[:, None]) / widths[:, None]) ** 2))).sum(0)
+    grain = r.normal(size=(len(tilts), len(off)))
     for plane, z in zip(image, grid.coordinates(0), strict=True):
         ends = np.array([[np.interp(z, arm[:, 2], arm[:, axis]) for axis in (0, 1)] for arm in arms])
-        grain = gaussian_filter1d(r.normal(size=len(off)), fineness / 0.5)
-        profile = dark * bands + lines * grain / grain.std() * np.exp(-((off / breadth) ** 2))
+        grain = shared * grain + np.sqrt(1 - shared**2) * r.normal(size=grain.shape)
+        fine = gaussian_filter1d(grain, fineness / 0.5, axis=1)
+        fine *= lines / np.sqrt(len(tilts)) / fine.std() * np.exp(-((off / breadth) ** 2))
         if len(ends) == 2:
-            slope = (ends[1, 1] - ends[0, 1]) / (ends[1, 0] - ends[0, 0])
+            slope, middle = (ends[1, 1] - ends[0, 1]) / (ends[1, 0] - ends[0, 0]), ends[:, 0].mean()
             fade = np.ones(len(x))
         else:
-            slope, fade = 0.0, 0.6 * np.exp(-np.abs(x - ends[0, 0]) / reach)
-        line = ends[0, 1] + slope * (x - ends[0, 0])
-        plane += np.interp(y[:, None] - line[None, :], off, profile, 0, 0) * fade
+            slope, middle = 0.0, ends[0, 0]
+            fade = 0.6 * np.exp(-np.abs(x - ends[0, 0]) / reach)
+        below = y[:, None] - (ends[0, 1] + slope * (x - ends[0, 0]))[None, :]
+        added = np.interp(below, off, bands, 0, 0)
+        for tilt, profile in zip(tilts, fine, strict=True):
+            added += np.interp(below - tilt * (x - middle), off, profile, 0, 0)
+        plane += added * fade * _density(plane, grid)
     return {"dark": dark, "lines": lines}
+
+
+def _density(plane: Floats, grid: Grid) -> Floats:
+    """1 where a slice (y, x) is soft tissue or fat within a centimetre, about a third in lung, 0 in air."""
+    near = gaussian_filter(np.clip(plane, -1000, 0), [8 / s for s in grid.spacing[1:]], truncate=2)
+    return np.asarray(np.clip((near + 950) / 750, 0, 1), np.float32)
 
 
 def _star(r: np.random.Generator) -> Floats:
