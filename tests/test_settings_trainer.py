@@ -1,11 +1,21 @@
+import shutil
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
+from inference.bundle import read_bundle
+from train import nnunet
+from train.config import load_config
+from train.export import fold_auxiliary, to_onnx
+from train.intensities import IntensityError, intensities_of_training
+
+ROOT = Path(__file__).resolve().parents[1]
 PATCH = (12, 40, 48)
 
 
@@ -65,3 +75,78 @@ def test_a_training_starts_from_a_checkpoint_and_refuses_another_networks(traine
     torch.save({"network_weights": {"weight": torch.zeros((3, 1, 3, 3, 3)), "bias": torch.zeros(3)}}, path)
     with pytest.raises(ValueError, match="weights of another network"):
         trainer.SettingsTrainer.load_initial_weights(Training(), path)
+
+
+class Net(torch.nn.Module):
+    """Named as nnU-Net's: an encoder, and an output for each of two resolutions, the last one the finest."""
+
+    def __init__(self, classes: int, width: int = 4) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Conv3d(1, width, 3, padding=1)
+        self.decoder = torch.nn.Module()
+        self.decoder.seg_layers = torch.nn.ModuleList(torch.nn.Conv3d(width, classes, 1) for _ in range(2))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.decoder.seg_layers[1](self.encoder(image))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("classes", [16, 14], ids=["all of its classes", "without the auxiliary ones"])
+def test_a_training_starts_from_an_exported_network(trainer: ModuleType, tmp_path: Path, classes: int) -> None:
+    exported, started = Net(16), Net(classes)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(to_onnx(fold_auxiliary(exported), (4, 4, 4), half=True))
+    coarse = started.decoder.seg_layers[0].weight.clone()
+    trainer.load_exported(started, path)
+    assert torch.equal(started.encoder.weight, exported.encoder.weight)
+    assert torch.equal(started.decoder.seg_layers[1].weight, exported.decoder.seg_layers[1].weight[:classes])
+    assert torch.equal(started.decoder.seg_layers[1].bias, exported.decoder.seg_layers[1].bias[:classes])
+    assert torch.equal(started.decoder.seg_layers[0].weight, coarse)  # not in the file
+
+
+def test_a_training_refuses_an_exported_network_of_another_size(trainer: ModuleType, tmp_path: Path) -> None:
+    class Training:
+        fold = "all"
+        device = torch.device("cpu")
+        network = Net(16, width=5)
+
+    path = tmp_path / "model.onnx"
+    path.write_bytes(to_onnx(fold_auxiliary(Net(16)), (4, 4, 4), half=False))
+    before = Training.network.encoder.weight.clone()
+    with pytest.raises(ValueError, match=r"model.onnx: weights of another network.*encoder.weight has shape \(4, "):
+        trainer.SettingsTrainer.load_initial_weights(Training(), path)
+    assert torch.equal(Training.network.encoder.weight, before)
+
+
+def test_a_training_that_starts_from_the_shipped_weights_begins_with_their_output(trainer: ModuleType) -> None:
+    config = load_config(ROOT / "train" / "wide.toml", [f"training.start_from={ROOT / 'weights'}"])
+    plan = nnunet.architecture(config)
+    network = get_network_from_plans(
+        plan["network_class_name"], plan["arch_kwargs"], plan["_kw_requires_import"], 1, len(config.classes)
+    )
+    path = nnunet.start_file(config.training.start_from)
+    trainer.load_exported(network, path)
+    network.decoder.deep_supervision = False
+    image = np.random.default_rng(0).standard_normal((1, 1, *read_bundle(ROOT / "weights").plan.patch))
+    with torch.no_grad():
+        found = fold_auxiliary(network)(torch.from_numpy(image.astype(np.float32))).numpy()
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    expected = session.run(["logits"], {"image": image.astype(np.float32)})[0]
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+def test_a_bundle_to_start_from_must_be_whole(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "weights", tmp_path / "weights")
+    (tmp_path / "weights" / "model.onnx").write_bytes(b"")
+    with pytest.raises(nnunet.TrainingError, match=r"model\.onnx"):
+        nnunet.start_file(str(tmp_path / "weights"))
+    with pytest.raises(IntensityError, match=r"model\.onnx"):
+        intensities_of_training(tmp_path / "weights")
+    with pytest.raises(nnunet.TrainingError, match="expected a training's checkpoint or a bundle's folder"):
+        nnunet.start_file(str(tmp_path / "nothing"))
+
+
+def test_the_range_of_the_shipped_weights_goes_on() -> None:
+    known = read_bundle(ROOT / "weights").plan.intensity
+    found = intensities_of_training(ROOT / "weights")
+    assert (found["percentile_00_5"], found["percentile_99_5"]) == (known.clip_low, known.clip_high)
+    assert (found["mean"], found["std"]) == (known.mean, known.std)

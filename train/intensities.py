@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from inference.bundle import read_bundle
 from inference.volume import Array, Labels, atomic_write, read_labels, read_volume
 from train.dataset import Case
 
@@ -73,18 +74,29 @@ def intensities(shares: Iterable[Shares]) -> dict[str, float]:
     }
 
 
-def intensities_of_training(checkpoint: Path) -> dict[str, float]:
-    """What the network of nnU-Net's ``checkpoint`` learned with, and goes on with. Raises IntensityError."""
+def intensities_of_training(start: Path) -> dict[str, float]:
+    """What the network of ``start``, nnU-Net's checkpoint or the folder of a bundle, learned with. Raises IntensityError."""
+    if start.is_dir():
+        try:
+            known = read_bundle(start).plan.intensity
+        except (ValueError, OSError) as error:
+            raise IntensityError(f"training.start_from is '{start}': {error}") from error
+        return {
+            "mean": known.mean,
+            "percentile_00_5": known.clip_low,
+            "percentile_99_5": known.clip_high,
+            "std": known.std,
+        }
     import torch
 
-    if not checkpoint.is_file():
-        raise IntensityError(f"training.start_from is '{checkpoint}'; expected the checkpoint of a training")
+    if not start.is_file():
+        raise IntensityError(f"training.start_from is '{start}'; expected a training's checkpoint or a bundle's folder")
     try:
         # nnU-Net stores its plan and its log beside the weights, which torch's safe loading refuses.
-        plans = torch.load(checkpoint, map_location="cpu", weights_only=False)["init_args"]["plans"]
+        plans = torch.load(start, map_location="cpu", weights_only=False)["init_args"]["plans"]
         found: dict[str, float] = plans[INTENSITIES]["0"]
     except Exception as error:
-        raise IntensityError(f"{checkpoint}: cannot be read ({error}); expected nnU-Net's checkpoint") from error
+        raise IntensityError(f"{start}: cannot be read ({error}); expected nnU-Net's checkpoint") from error
     return found
 
 

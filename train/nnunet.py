@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from inference.bundle import Bundle, Plan
+from inference.bundle import Bundle, Plan, read_bundle
 from inference.engine import Engine
 from inference.volume import Labels, Volume, atomic_write
 from train.config import Config, Training
@@ -153,18 +153,31 @@ def preprocess(dataset: str, config: Config, workspace: Workspace, earlier: Sequ
 def set_training(training: Training, dataset: str, workspace: Workspace, warm_start: str | None = None) -> None:
     """Write the training's settings into the plan, where the trainer reads them; the rest of the plan stays.
 
-    ``warm_start``: a data set of this run whose models the training starts from, fold by fold; without one, the checkpoint
-    of ``training.start_from``, if any. Raises TrainingError where that does not exist.
+    ``warm_start``: a data set of this run whose models the training starts from, fold by fold; without one, what
+    ``training.start_from`` names, if anything. Raises TrainingError where that does not exist.
     """
     plans = read_plans(dataset, workspace)
-    start = Path(training.start_from).resolve() if training.start_from else None
-    if start is not None and not start.is_file():
-        raise TrainingError(f"training.start_from is {training.start_from!r}; expected the checkpoint of a training")
+    start = start_file(training.start_from)
     source = start if warm_start is None else workspace.model(warm_start).resolve()
     initial = None if source is None else str(source)
     wanted = plans | {"training": asdict(training) | {"initial_weights": initial}}
     if wanted != plans:
         _write_json(workspace.plans(dataset), wanted)
+
+
+def start_file(named: str) -> Path | None:
+    """The file of ``training.start_from``: a checkpoint, or the network of a bundle's folder. Raises TrainingError."""
+    if not named:
+        return None
+    start = Path(named).resolve()
+    if start.is_dir():
+        try:
+            return start / read_bundle(start).plan.model.file
+        except (ValueError, OSError) as error:
+            raise TrainingError(f"training.start_from is {named!r}: {error}") from error
+    if not start.is_file():
+        raise TrainingError(f"training.start_from is {named!r}; expected a training's checkpoint or a bundle's folder")
+    return start
 
 
 def train(dataset: str, fold: int | str, config: Config, workspace: Workspace, warm_start: str | None = None) -> None:

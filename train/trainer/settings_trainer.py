@@ -30,6 +30,7 @@ log = logging.getLogger("train.trainer")
 POLY_EXPONENT = 0.9  # nnU-Net's polynomial decay
 GRADIENT_NORM = 12.0  # nnU-Net's clipping
 SMOOTH = 1e-5  # of nnU-Net's Dice
+HEADS = "decoder.seg_layers."  # nnU-Net's outputs, one per stage of the decoder
 # The augmentation "gentle": radians about each axis, and by how much a patch grows or shrinks.
 GENTLE_ROTATION = float(np.deg2rad(8))
 GENTLE_SCALING = (0.85, 1.18)
@@ -56,6 +57,37 @@ class Decay:
         rate = self.initial * (1 - self.trainer.fraction_done()) ** POLY_EXPONENT
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+
+
+def load_exported(network: torch.nn.Module, path: Path) -> None:
+    """Copy the weights of an exported network into ``network``, which may know fewer classes: the first ones.
+
+    The export drops the outputs of lower resolution that deep supervision adds; these stay as they are. Raises RuntimeError
+    where sizes differ or a weight is missing.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    found = {}
+    for tensor in onnx.load(path).graph.initializer:
+        name = tensor.name.removesuffix("_float16").removeprefix("network.")
+        found[name] = torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32))
+    heads = {name for name in found if name.startswith(HEADS)}
+    copies = []
+    for name, parameter in network.named_parameters():
+        if name.startswith(HEADS) and name not in heads:
+            continue
+        if name not in found:
+            raise RuntimeError(f"{name} is missing")
+        values = found[name][: len(parameter)] if name in heads else found[name]
+        if values.shape != parameter.shape:
+            raise RuntimeError(f"{name} has shape {tuple(values.shape)}; expected {tuple(parameter.shape)}")
+        copies.append((parameter, values))
+    if heads - {name for name, _ in network.named_parameters()}:
+        raise RuntimeError(f"it has more stages: {', '.join(sorted(heads))}")
+    with torch.no_grad():
+        for parameter, values in copies:
+            parameter.copy_(values)
 
 
 class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
@@ -226,18 +258,23 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
             keep_freed_memory()
 
     def load_initial_weights(self, source: Path) -> None:
-        """Warm start: the weights of a checkpoint, or those that the same fold of another model ended with.
+        """Warm start: the weights of a checkpoint, of a bundle's model.onnx, or of the same fold of another training's end.
 
         Raises ValueError where they are another network's.
         """
         fold = 0 if self.fold == "all" else self.fold
         path = source if source.is_file() else source / f"fold_{fold}" / "checkpoint_final.pth"
-        checkpoint = torch.load(path, map_location=self.device, weights_only=False)
         network: Any = getattr(self.network, "_orig_mod", self.network)  # torch.compile wraps it
         try:
-            network.load_state_dict(checkpoint["network_weights"])
+            if path.suffix == ".onnx":
+                load_exported(network, path)
+            else:
+                checkpoint = torch.load(path, map_location=self.device, weights_only=False)
+                network.load_state_dict(checkpoint["network_weights"])
         except RuntimeError as error:
-            raise ValueError(f"{path}: weights of another network; expected this run's, in size and classes") from error
+            raise ValueError(
+                f"{path}: weights of another network; expected this run's, in size and classes ({error})"
+            ) from error
 
     def _build_loss(self) -> torch.nn.Module:
         """nnU-Net's with deep supervision; on a CPU the same in one pass."""
