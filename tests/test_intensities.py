@@ -78,7 +78,7 @@ def test_a_training_is_gone_on_with_in_its_own_range(tmp_path: Path) -> None:
     (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
     with pytest.raises(IntensityError, match=r"broken\.pth: cannot be read"):
         intensities_of_training(tmp_path / "broken.pth")
-    with pytest.raises(IntensityError, match="expected a training.s checkpoint or a bundle.s folder"):
+    with pytest.raises(IntensityError, match="expected a training's checkpoint or a bundle's folder"):
         intensities_of_training(tmp_path / "missing.pth")
 
 
