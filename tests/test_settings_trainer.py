@@ -117,6 +117,19 @@ def test_a_training_refuses_an_exported_network_of_another_size(trainer: ModuleT
     assert torch.equal(Training.network.encoder.weight, before)
 
 
+def test_an_exported_network_must_have_all_stages_and_no_more(trainer: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(to_onnx(Net(16), (4, 4, 4), half=False))  # not folded: names without a prefix
+    shallow = Net(16)
+    del shallow.decoder.seg_layers[1]
+    with pytest.raises(RuntimeError, match="it has more stages"):
+        trainer.load_exported(shallow, path)
+    deep = Net(16)
+    deep.decoder.stages = torch.nn.Conv3d(4, 4, 1)
+    with pytest.raises(RuntimeError, match=r"decoder\.stages\.weight is missing"):
+        trainer.load_exported(deep, path)
+
+
 def test_a_training_that_starts_from_the_shipped_weights_begins_with_their_output(trainer: ModuleType) -> None:
     config = load_config(ROOT / "train" / "wide.toml", [f"training.start_from={ROOT / 'weights'}"])
     plan = nnunet.architecture(config)

@@ -124,9 +124,8 @@ def streak_from_arms(image: Floats, grid: Grid, arms: Sequence[Doubles], r: np.r
     middles, widths = r.uniform(-22, 22, 4), r.uniform(4, 15, 4)
     shares = np.array((-1, -0.7, 0.5, 0.35)) * r.uniform(0.4, 1, 4)
     fineness, breadth, reach = r.uniform(1.5, 4.0), r.uniform(18, 38), r.uniform(90, 220)
-    tilts = np.array((-1, 0, 1)) * r.uniform(
-        0.02, 0.06
-    )  # of rays from one edge of a bone to the other edge of the next
+    # Slopes of the rays, which go from one edge of a bone to the other edge of the next.
+    tilts = np.array((-1, 0, 1)) * r.uniform(0.02, 0.06)
     shared = np.exp(-grid.spacing[0] / r.uniform(3, 9))
     off = np.arange(-120.0, 120.5, 0.5)  # mm from the line that joins the arms
     bands = dark * (shares[:, None] * np.exp(-(((off - middles[:, None]) / widths[:, None]) ** 2))).sum(0)
@@ -151,7 +150,7 @@ def streak_from_arms(image: Floats, grid: Grid, arms: Sequence[Doubles], r: np.r
 
 
 def _density(plane: Floats, grid: Grid) -> Floats:
-    """1 where a slice (y, x) is soft tissue or fat within a centimetre, about a third in lung, 0 in air."""
+    """1 where a slice (y, x) is soft tissue or fat within a centimetre, a third at -700 HU and less in airier lung, 0 in air."""
     near = gaussian_filter(np.clip(plane, -1000, 0), [8 / s for s in grid.spacing[1:]], truncate=2)
     return np.asarray(np.clip((near + 950) / 750, 0, 1), np.float32)
 
