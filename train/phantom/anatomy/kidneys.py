@@ -184,10 +184,9 @@ def _right_gland_at(scene: Scene) -> Doubles:
     b, n, kidney = scene.body, scene.n, scene.shapes["right_kidney"]
     assert isinstance(kidney, Ellipsoid)
     high = float(np.clip(float(kidney.at(0, 0, 1.0)[2]) + n(7, 5), 40.0, max(b.dome_right - 56, 42.0)))
-    x, y, wide = section(scene.cava, high)
-    crus, _, half = section(scene.crura[-1], high)
+    x, y, wide, deep = section(scene.cava, high)
+    crus, _, half, _ = section(scene.crura[-1], high)
     medial = min(x - scene.u(-0.3, 0.3) * wide, crus - half - scene.u(4, 8), -b.spine_radius - scene.u(4.5, 7.5))
-    deep = wide * float(scene.cava.stretch[1] / scene.cava.stretch[0])
     return np.array([medial, y + deep + n(6, 1.5), high])
 
 
@@ -198,7 +197,7 @@ def _left_gland_at(scene: Scene) -> Doubles:
     pole = kidney.at(0, 0, 1.0)
     forward = min(float(pole[1]) - n(22, 4), b.spine_front(50) - n(1, 2))
     middle = np.array([n(33, 4), forward, min(float(pole[2]) - n(11, 6), b.dome_right - 66)])
-    crus, _, half = section(scene.crura[1], float(middle[2]))
+    crus, _, half, _ = section(scene.crura[1], float(middle[2]))
     middle[0] = max(float(middle[0]), crus + half + scene.u(5, 8))
     middle[2] -= _under_the_esophagus(scene, middle)
     return middle
@@ -212,7 +211,7 @@ def _wedge(scene: Scene, gland: list[Tube], middle: Doubles, margin: float) -> N
     wide = margin + scene.u(0, 2) + 5 * scene.body.visceral**2
     parts = [part.grown(margin) for part in gland]
     for part in gland:
-        crus, _, half = section(scene.crura[-1], float(part.points[0, 2]))
+        crus, _, half, _ = section(scene.crura[-1], float(part.points[0, 2]))
         outer = part.points[:, 0] - part.radii - margin
         inner = np.maximum(outer + 4, crus - half)
         points = np.column_stack([(outer + inner) / 2, part.points[:, 1:]])

@@ -43,12 +43,13 @@ def stomach(scene: Scene) -> None:
     empty = full < 0.7 and scene.r.random() < 0.6
     inner = scene.u(0.35, 0.7) * float(tube.radii.max()) if empty else wall
     c.paint_layers(tube, ((0, T.STOMACH_WALL), (inner, T.STOMACH_CONTENT)), over)
+    middle = float(scene.field.in_scan(tube.points)[:, 1].mean())  # of the body lies elsewhere
     if scene.gut.r.random() < 0.4:  # a meal, or contrast medium, settles behind the fluid
-        settled = float(tube.points[:, 1].mean()) + float(scene.gut.r.uniform(-12, 25))
+        settled = middle + float(scene.gut.r.uniform(-12, 25))
         c.settle(tube.grown(-inner), T.STOMACH_FOOD, [T.STOMACH_CONTENT], settled)
     gas, level = scene.r.random() < 0.75, scene.u(-24, 14)
     if gas:
-        height = float(tube.points[:, 1].mean()) + level
+        height = middle + level
         shrunk = Tube(tube.points, list(np.maximum(tube.radii - inner, 0.5)))
         c.level(shrunk, T.STOMACH_GAS, [T.STOMACH_CONTENT, T.STOMACH_FOOD], height)
     _rugae(scene, tube, inner, full)

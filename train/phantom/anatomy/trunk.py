@@ -69,7 +69,7 @@ def crura(scene: Scene) -> None:
         radii = np.clip(radii * np.exp(0.16 * r.normal(size=11)) * (1 if side < 0 else slim), 1.8, 6)  # nodular
         points = []
         for z, radius in zip(levels.tolist(), radii.tolist(), strict=True):
-            x, y, wide = section(scene.aorta, z)
+            x, y, wide, _ = section(scene.aorta, z)
             beside = side * x + wide + fat + radius  # from the midline
             up = float(np.interp(z, (10, 60, 104), (0, 0.8, 1.1)))  # from the spine to the aorta's side and its front
             away = max(np.interp(z, (-60, 0, 60), (9, 13, 15)), beside - max(up - 0.8, 0) * wide)
@@ -81,7 +81,7 @@ def crura(scene: Scene) -> None:
         plate = (1, 1, 8 / thin)
         ends = {side: section(scene.crura[side], z) for side in (-1, 1)}
         if z >= 56:  # the median arcuate ligament and what lies above it
-            x, y, wide = section(scene.aorta, z)
+            x, y, wide, _ = section(scene.aorta, z)
             arch = [(ends[-1][0], ends[-1][1], z), (x, y - wide - fat - thin, z), (ends[1][0], ends[1][1], z)]
             c.paint(Tube(through(arch, 3), thin, plate), T.MUSCLE, (T.FAT, T.MEDIASTINAL))
         for side in (-1, 1):  # along the vertebral bodies to the back
@@ -99,12 +99,13 @@ def clear_of_organs(scene: Scene, shape: Ellipsoid | Tube, margin: float) -> Non
     scene.canvas.paint_in_turn(shape, (stomach, bowel, (-margin, T.FAT, over)))
 
 
-def section(vessel: Tube, z: float) -> tuple[float, float, float]:
-    """x, y and half the width of an upright tube at height ``z``."""
+def section(vessel: Tube, z: float) -> tuple[float, float, float, float]:
+    """x, y, half the width and half the depth of an upright tube at height ``z``."""
     order = np.argsort(vessel.points[:, 2])
-    height, columns = vessel.points[order, 2], np.column_stack([vessel.points[:, :2], vessel.radii])[order]
-    x, y, radius = (float(np.interp(z, height, column)) for column in columns.T)
-    return x, y, radius * float(vessel.stretch[0])
+    halves = vessel.radii[:, None] * np.broadcast_to(vessel.stretch, vessel.points.shape)[:, :2]
+    height, columns = vessel.points[order, 2], np.column_stack([vessel.points[:, :2], halves])[order]
+    x, y, wide, deep = (float(np.interp(z, height, column)) for column in columns.T)
+    return x, y, wide, deep
 
 
 def breasts(scene: Scene) -> None:

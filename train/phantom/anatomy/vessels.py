@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from train.phantom.anatomy.scene import Scene
+from train.phantom.anatomy.scene import Doubles, Scene
 from train.phantom.canvas import Ellipsoid, Tube, through, vector
 from train.phantom.tissue import BOWEL, ORGAN_TISSUES, T
 
@@ -34,10 +34,10 @@ def great_vessels(scene: Scene) -> None:
         (n(-25, 2), front(110) - rv - 20, b.dome_right - 22),
         (float(scene.atrium[0]), float(scene.atrium[1]), float(scene.atrium[2])),
     ]
+    course = scene.course(cava, 0.8)
+    widths = [rv * 0.92, rv * 0.95, rv, rv * 1.05, rv * 1.15, rv * 1.2]
     scene.cava = Tube(
-        scene.course(cava, 0.8),
-        [rv * 0.92, rv * 0.95, rv, rv * 1.05, rv * 1.15, rv * 1.2],
-        (1.15, scene.u(0.5, 1.0), 1),
+        course, widths, _flatness(course[:, 2], scene.u(0.35, 0.85), float(scene.wall.uniform(0.6, 1.05)))
     )
     iliacs = _iliac_vessels(scene, aorta[-1], cava[0], ra, rv)
     _renal_vessels(scene, ra, rv)
@@ -45,6 +45,16 @@ def great_vessels(scene: Scene) -> None:
     c.paint(scene.cava, T.CAVA, (*around, T.VEIN))
     c.paint(scene.aorta, T.AORTA, (*around, T.CAVA, T.ARTERY, T.VEIN))
     _plaques(scene, iliacs)
+
+
+def _flatness(z: Doubles, low: float, high: float) -> Doubles:
+    """Stretch of the vena cava at heights ``z`` mm: its depth over its width is ``low`` below the renal veins, ``high`` in the liver.
+
+    Where little blood fills it, its walls meet; it does not grow wider for it.
+    """
+    ratio = np.interp(z, (15, 85), (low, high))
+    wide = 0.93 * np.maximum(ratio, 0.55) ** -0.5
+    return np.stack([wide, wide * ratio, np.ones(len(z))], 1)
 
 
 def _renal_vessels(scene: Scene, ra: float, rv: float) -> None:
