@@ -53,11 +53,11 @@ SETTINGS = [
     "prepare.spacing=[4.0, 4.0, 4.0]",
     "prepare.workers=1",
     "network.patch=[8, 16, 16]",
-    "network.features=[4, 4, 8]",
-    "network.kernels=[[3, 3, 3], [3, 3, 3], [3, 3, 3]]",
-    "network.strides=[[1, 1, 1], [2, 2, 2], [2, 2, 2]]",
-    "network.encoder_convolutions=[1, 1, 1]",
-    "network.decoder_convolutions=[1, 1]",
+    "network.features=[4, 4, 8, 8]",
+    "network.kernels=[[3, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]]",
+    "network.strides=[[1, 1, 1], [2, 2, 2], [2, 2, 2], [1, 2, 2]]",
+    "network.encoder_convolutions=[1, 1, 1, 1]",
+    "network.decoder_convolutions=[1, 1, 1]",
     "training.iterations_per_epoch=2",
     "training.validation_iterations=1",
     "training.deterministic=true",
@@ -155,6 +155,51 @@ def test_a_finished_run_is_left_alone(run_folder: Path) -> None:
     before = workspace.final_checkpoint(LABELLED_DATASET, "all").stat().st_mtime_ns
     nnunet.train(LABELLED_DATASET, "all", read_settings(workspace.settings), workspace)
     assert workspace.final_checkpoint(LABELLED_DATASET, "all").stat().st_mtime_ns == before
+
+
+def test_random_outputs_learn_alone_before_the_rest_of_a_bundles_weights(run_folder: Path) -> None:
+    import torch
+
+    from train import fit
+
+    parser = argparse.ArgumentParser()
+    fit.add_arguments(parser)
+    root = run_folder.parent / "from-bundle"
+    words = ["--data", str(run_folder.parent / "data"), "--out", str(root)]
+    start = [f"training.start_from={run_folder / 'bundle'}", "training.learning_rate=0.002"]
+    for setting in [*SETTINGS, *start, "training.warmup_iterations=4", "training.epochs=3"]:
+        words += ["--set", setting]
+    workspace = Workspace(root)
+
+    def rate() -> float:
+        return float(json.loads(workspace.progress(LABELLED_DATASET, "all").read_text())["learning_rate"])
+
+    def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+        found = torch.load(checkpoint, map_location="cpu", weights_only=False)["network_weights"]
+        return {
+            name: values
+            for name, values in found.items()
+            if "all_modules" not in name and ".decoder.encoder." not in name
+        }
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.replace", _interrupt_after_first_epoch())
+        with pytest.raises(KeyboardInterrupt):
+            fit.run(parser.parse_args(words))
+    assert rate() == 0.01
+    started = weights(Workspace(run_folder).final_checkpoint(LABELLED_DATASET, "all"))
+    alone = weights(workspace.latest_checkpoint(LABELLED_DATASET, "all"))
+    coarser = ("decoder.seg_layers.0.", "decoder.seg_layers.1.")  # of three outputs, those that a bundle lacks
+    kept = {name for name in alone if not name.startswith(coarser)}
+    assert len(alone) == len(kept) + 4
+    for name in kept:
+        assert torch.allclose(alone[name], started[name], 1e-3, 1e-6), name  # the bundle's are in float16
+    assert fit.run(parser.parse_args(words)) == 0
+    assert rate() == pytest.approx(
+        0.002 * (1 / 3) ** 0.9 * 3 / 4
+    )  # as the third epoch begins: one of the rise's four iterations is left
+    done = weights(workspace.final_checkpoint(LABELLED_DATASET, "all"))
+    assert not [name for name in kept if torch.equal(done[name], alone[name]) and done[name].ndim > 1]
 
 
 @pytest.mark.long

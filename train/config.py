@@ -190,6 +190,7 @@ class Training:
     max_minutes: Annotated[float, Real(0, 1e6)]
     optimizer: Annotated[str, Choice(("sgd", "adamw"))]
     learning_rate: Annotated[float, Real(0, 10, inclusive=False)]
+    warmup_iterations: Annotated[int, Whole(0, 1_000_000)]
     momentum: Annotated[float, Real(0, 0.9999)]
     weight_decay: Annotated[float, Real(0, 1)]
     foreground_oversampling: Annotated[float, Real(0, 1)]

@@ -191,10 +191,12 @@ def train(dataset: str, fold: int | str, config: Config, workspace: Workspace, w
         return
     _check_split(dataset, fold, workspace)
     set_training(config.training, dataset, workspace, warm_start)
+    initial = read_plans(dataset, workspace)["training"]["initial_weights"]
     workspace.fold(dataset, fold).mkdir(parents=True, exist_ok=True)
     resume = workspace.latest_checkpoint(dataset, fold).exists()
     device = _device(config.training)
-    log.info("train: fold %s on %s, %s", fold, device, "from its last checkpoint" if resume else "from scratch")
+    begun = "from scratch" if initial is None else f"from {initial}"
+    log.info("train: fold %s on %s, %s", fold, device, "from its last checkpoint" if resume else begun)
     with environment(config, workspace), workspace.nnunet_log(dataset, fold).open("a", encoding="utf-8") as output:
         import torch
         from nnunetv2.run.run_training import run_training

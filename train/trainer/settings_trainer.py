@@ -31,6 +31,7 @@ POLY_EXPONENT = 0.9  # nnU-Net's polynomial decay
 GRADIENT_NORM = 12.0  # nnU-Net's clipping
 SMOOTH = 1e-5  # of nnU-Net's Dice
 HEADS = "decoder.seg_layers."  # nnU-Net's outputs, one per stage of the decoder
+HEADS_RATE = 0.01  # at which random ones learn alone
 # The augmentation "gentle": radians about each axis, and by how much a patch grows or shrinks.
 GENTLE_ROTATION = float(np.deg2rad(8))
 GENTLE_SCALING = (0.85, 1.18)
@@ -45,7 +46,7 @@ class QuietLogger(MetaLogger):  # type: ignore[misc]
 
 
 class Decay:
-    """Polynomial decay of the learning rate to 0, over whatever share of the training is done."""
+    """Polynomial decay of the learning rate to 0, over whatever share of the training is done; before, a rise from 0 if asked."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, initial: float, trainer: "SettingsTrainer") -> None:
         self.optimizer = optimizer
@@ -53,17 +54,19 @@ class Decay:
         self.trainer = trainer
 
     def step(self, epoch: int) -> None:
-        """Set the rate; nnU-Net calls this at the start of each epoch, the clock's training before each iteration."""
-        rate = self.initial * (1 - self.trainer.fraction_done()) ** POLY_EXPONENT
+        """Set the rate; nnU-Net calls this at the start of each epoch, a training with clock or rise before each iteration."""
+        rate = self.initial * (1 - self.trainer.fraction_done()) ** POLY_EXPONENT * self.trainer.warmth()
+        if self.trainer.only_heads():
+            rate = HEADS_RATE
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
 
-def load_exported(network: torch.nn.Module, path: Path) -> None:
+def load_exported(network: torch.nn.Module, path: Path) -> list[str]:
     """Copy the weights of an exported network into ``network``, which may know fewer classes: the first ones.
 
-    The export drops the outputs of lower resolution that deep supervision adds; these stay as they are. Raises RuntimeError
-    where sizes differ or a weight is missing.
+    The export drops the outputs of lower resolution that deep supervision adds; these stay as they are, and their parameters'
+    names are returned. Raises RuntimeError where sizes differ or a weight is missing.
     """
     import onnx
     from onnx import numpy_helper
@@ -73,9 +76,10 @@ def load_exported(network: torch.nn.Module, path: Path) -> None:
         name = tensor.name.removesuffix("_float16").removeprefix("network.")
         found[name] = torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32))
     heads = {name for name in found if name.startswith(HEADS)}
-    copies = []
+    copies, fresh = [], []
     for name, parameter in network.named_parameters():
         if name.startswith(HEADS) and name not in heads:
+            fresh.append(name)
             continue
         if name not in found:
             raise RuntimeError(f"{name} is missing")
@@ -88,6 +92,7 @@ def load_exported(network: torch.nn.Module, path: Path) -> None:
     with torch.no_grad():
         for parameter, values in copies:
             parameter.copy_(values)
+    return fresh
 
 
 class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
@@ -116,6 +121,8 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.limit_seconds = settings["max_minutes"] * 60
         self.on_cpu = self.device.type == "cpu"
         self.bfloat16 = self.on_cpu and wants_bfloat16(settings["cpu_precision"])
+        self.random_heads: list[str] = []  # parameters of outputs that a start from a bundle leaves random
+        self.step = 0  # iterations done in this epoch
         self.epoch_start = time.time()
 
     # Length and learning rate
@@ -136,6 +143,13 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
     def out_of_time(self) -> bool:
         """Whether the time limit, if any, is reached."""
         return bool(self.limit_seconds) and self.elapsed_seconds() >= self.limit_seconds
+
+    def warmth(self) -> float:
+        """Share of the learning rate, in (0, 1]: it rises over the training's first iterations."""
+        rise = int(self.settings["warmup_iterations"])
+        epochs = self.current_epoch - bool(self.random_heads)
+        done = int(epochs * self.num_iterations_per_epoch) + self.step
+        return min(1.0, (done + 1) / rise) if rise else 1.0
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Decay]:
         """SGD with Nesterov momentum, or AdamW, with polynomial decay."""
@@ -173,8 +187,17 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
         """Start the clock; in deterministic mode draw all random states from seed, fold and epoch."""
         super().on_epoch_start()
         self.epoch_start = time.time()
+        self.step = 0
         if self.settings["deterministic"]:
             seed_everything(self.settings["seed"], self.fold, self.current_epoch)
+        if self.random_heads:
+            network: Any = getattr(self.network, "_orig_mod", self.network)
+            for name, parameter in network.named_parameters():
+                parameter.requires_grad_(not self.only_heads() or name in self.random_heads)
+
+    def only_heads(self) -> bool:
+        """Whether only random outputs learn now: in the first epoch, lest they spoil the features that they read."""
+        return bool(self.random_heads) and self.current_epoch == 0
 
     def on_epoch_end(self) -> None:
         """nnU-Net's, then progress for people (log) and for programs (progress.json)."""
@@ -267,7 +290,9 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
         network: Any = getattr(self.network, "_orig_mod", self.network)  # torch.compile wraps it
         try:
             if path.suffix == ".onnx":
-                load_exported(network, path)
+                random_heads = load_exported(network, path)
+                # nnU-Net's loss gives the coarsest output no weight.
+                self.random_heads = [name for name in random_heads if not name.startswith(f"{HEADS}0.")]
             else:
                 checkpoint = torch.load(path, map_location=self.device, weights_only=False)
                 network.load_state_dict(checkpoint["network_weights"])
@@ -285,8 +310,9 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's. It turns autocast off on a CPU; here the network alone runs in bfloat16, the loss in float32."""
-        if self.limit_seconds:
+        if self.limit_seconds or self.settings["warmup_iterations"]:
             self.lr_scheduler.step(self.current_epoch)
+        self.step += 1
         if not self.on_cpu:
             return super().train_step(batch)  # type: ignore[no-any-return]
         self.optimizer.zero_grad(set_to_none=True)
