@@ -1,6 +1,7 @@
 """The whole command, cold, beside nnU-Net's: time, CPU and memory, stage by stage; and how ours grows with the scan.
 
     python -m benchmarks.whole [--repeats 3] [--out docs/bench.json]      # `make bench`; half an hour on two cores the first time
+    python -m benchmarks.whole --only shipped --out docs/bench-shipped.json    # two minutes: the shipped network alone
 
 Both sides run the same full-size network on the same phantom (benchmarks/sides.py), alternately, a process each. Every run is
 kept in build/bench, so that a bench that was cut off goes on; a run whose program, network or scan changed is made again. The
@@ -37,6 +38,7 @@ log = logging.getLogger("benchmarks.whole")
 SHIPPED = sides.ROOT / "weights"
 OUT = sides.ROOT / "docs" / "bench.json"
 PAGE_CACHE = Path("/proc/sys/vm/drop_caches")
+FULL_SIZE = "full-size"
 FIGURES = ("seconds", "cpu_seconds", "ram_mib")
 GPU_NOTE = (
     "No GPU was measured: none could be had. The GPU's code was run on ONNX Runtime's CPU provider (tests/test_stitching.py); "
@@ -69,14 +71,14 @@ class Setting:
 
     title: str
     scan: Scan
-    network: str = "full-size"
+    network: str = FULL_SIZE
     options: tuple[str, ...] = ()
     theirs: bool = False
 
     @property
     def bundle(self) -> Path:
         """Folder of the network's bundle."""
-        return sides.CACHE / "bundle" if self.network == "full-size" else SHIPPED
+        return sides.CACHE / "bundle" if self.network == FULL_SIZE else SHIPPED
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class Plans:
     repeated: tuple[Setting, ...]
     growth: tuple[Setting, ...]
     once: tuple[Setting, ...]
+
+    @property
+    def all(self) -> tuple[Setting, ...]:
+        """Every setting once."""
+        return (*self.compared, *self.repeated, *self.growth, *self.once)
 
     def order(self, repeats: int) -> list[tuple[Setting, int]]:
         """Every run: its setting and number, sides in turns first."""
@@ -105,7 +112,7 @@ def plan_bench(tiny: bool) -> Plans:
     ]
     growth = [
         Setting(f"ours, {network}, {each.voxels[0]} slices", each, network)
-        for network in ("full-size", "shipped")
+        for network in (FULL_SIZE, "shipped")
         for each in scans
     ]
     return Plans(
@@ -152,19 +159,24 @@ def main() -> int:
         "--warm", action="store_true", help="leave the page cache alone; else it is dropped where root may"
     )
     parser.add_argument("--tiny", action="store_true", help="a rehearsal on small scans; its figures mean nothing")
-    parser.add_argument("--only", metavar="WORD", help="only settings whose title holds WORD")
+    parser.add_argument("--only", metavar="WORD", help="only settings whose title holds WORD, and what was run before")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     out = arguments.out or (sides.CACHE / "rehearsal.json" if arguments.tiny else OUT)
     cold = not arguments.warm and os.access(PAGE_CACHE, os.W_OK)
-    make_network()
-    store = Store(sides.CACHE / ("tiny-runs.json" if arguments.tiny else "runs.json"))
     plans = plan_bench(arguments.tiny)
     order = plans.order(arguments.repeats)
+    wanted = {setting for setting, _ in order if arguments.only is None or arguments.only in setting.title}
+    if any(setting.network == FULL_SIZE for setting in wanted):
+        make_network()
+    elif not (sides.CACHE / "bundle" / "plan.json").exists():
+        order = [(setting, number) for setting, number in order if setting.network != FULL_SIZE]
+    sides.CACHE.mkdir(parents=True, exist_ok=True)
+    store = Store(sides.CACHE / ("tiny-runs.json" if arguments.tiny else "runs.json"))
     done: list[Run] = []
     for setting, number in order:
         run = store.find(setting, number, cold)
-        if run is None and (arguments.only is None or arguments.only in setting.title):
+        if run is None and setting in wanted:
             log.info("%s, run %d", setting.title, number + 1)
             run = make_run(setting, number, cold)
             store.add(run)
@@ -173,7 +185,11 @@ def main() -> int:
             done.append(run)
             write_report(out, summarise(plans, done))
     if done:
-        report = summarise(plans, done) | {"complete": len(done) == len(order)} | compare_masks(plans, done)
+        report = (
+            summarise(plans, done)
+            | {"complete": len(done) == len(plans.order(arguments.repeats))}
+            | compare_masks(plans, done)
+        )
         write_report(out, report)
         sys.stdout.write(tables(report))
     return 0
@@ -249,7 +265,10 @@ def summarise(plans: Plans, runs: Sequence[Run]) -> dict[str, Any]:
     for run in runs:
         by_title.setdefault(run["title"], []).append(run)
     theirs = by_title.get(plans.compared[0].title, [])
-    plan = read_bundle(sides.CACHE / "bundle").plan
+    full_size = any(
+        run["title"] == setting.title and setting.network == FULL_SIZE for run in runs for setting in plans.all
+    )
+    plan = read_bundle(sides.CACHE / "bundle" if full_size else SHIPPED).plan
     shared = plans.compared[0].scan
     return {
         "complete": False,

@@ -1,6 +1,7 @@
 """The bench's bookkeeping: what is run in which order, what is kept, what is made of the figures. Costs are made up here."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import sides, whole
-from inference.bundle import write_bundle
+from inference.bundle import read_bundle, write_bundle
 from tests.conftest import make_bundle
 
 STAGES = {"read": 0.0, "resample": 0.5, "network": 6.0, "labels": 0.5, "rules": 0.25, "write": 0.25}
@@ -86,6 +87,19 @@ def test_ratios_and_stages_come_from_the_runs(
     assert [row["slices"] for row in report["growth"]] == [50, 100, 300, 600] * 2
     assert report["gpu"]["measured"] is False
     assert "| ours, float32 | 3 |" in capsys.readouterr().out
+
+
+def test_the_shipped_network_is_measured_alone_without_a_full_size_one(
+    bench: list, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.rmtree(tmp_path / "bundle")
+    monkeypatch.setattr(whole, "make_network", lambda: pytest.fail("a full-size network is made"))
+    report = run(monkeypatch, tmp_path / "bench.json", "--only", "shipped")
+    assert len(bench) == 3 + 4 + 1
+    assert all(str(whole.SHIPPED) in " ".join(command) for command in bench)
+    assert {row["network"] for row in report["growth"]} == {"shipped"}
+    assert report["network"]["patch"] == list(read_bundle(whole.SHIPPED).plan.patch)
+    assert not report["complete"]
 
 
 def test_a_bench_that_was_cut_off_goes_on_and_a_changed_network_is_measured_again(
