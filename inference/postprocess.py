@@ -22,6 +22,7 @@ Box = tuple[slice, slice, slice]
 
 SMALLEST_SHARE = 0.5  # of the smallest training volume of that organ
 FLECK_SHARE = 0.005  # the same, of an organ that the scan's end cuts
+FLECK_VOLUME = 200.0  # mm3, of such an organ in any case
 FRAGMENT_SHARE = 0.1  # of the organ's own volume
 ENCLOSED_SHARE = 0.5  # of the slices that a component is in
 CLOSING_RADIUS = 2  # 5 x 5 x 5 voxels
@@ -50,9 +51,9 @@ class Context:
 def remove_too_small(labels: Labels, context: Context) -> Labels:
     """Rule 1: an organ under half of its smallest training volume goes.
 
-    One that the scan's first or last slice cuts may be the end of a whole organ, and goes only under 0.5 % of that volume. The
-    paper says nothing of scans that cut organs. Of 38 synthetic ones, six of them slabs, flecks at an end cost 0.008 of the
-    mean DSC; a limit of 1 % and more takes ends of kidneys that were right.
+    One that the scan's first or last slice cuts may be the end of a whole organ, and goes only under 0.5 % of that volume or
+    under 0.2 mL. The paper says nothing of scans that cut organs. Over 150 synthetic scans the share alone gains 0.0026 of the
+    mean DSC, both together 0.0046; from 0.7 mL on tips of adrenal glands and kidneys go that were right.
     """
     labels = labels.copy()
 
@@ -63,8 +64,8 @@ def remove_too_small(labels: Labels, context: Context) -> Labels:
             return
         cut = box[0].start == 0 or box[0].stop == len(labels)
         inside = labels[box] == organ
-        share = FLECK_SHARE if cut else SMALLEST_SHARE
-        if np.count_nonzero(inside) * context.voxel_volume < share * context.minima[name]:
+        least = max(FLECK_SHARE * context.minima[name], FLECK_VOLUME) if cut else SMALLEST_SHARE * context.minima[name]
+        if np.count_nonzero(inside) * context.voxel_volume < least:
             labels[box][inside] = 0
 
     context.each(check, [name for name in context.minima if name in context.ids])

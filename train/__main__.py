@@ -23,6 +23,7 @@ COMMANDS = {
     "loop": ("train.loop", "self-training: from labelled and unlabelled scans to one bundle"),
     "status": ("train.status", "where a loop is: iteration, fold, epoch, cases, time left"),
     "export": ("train.export", "turn a trained checkpoint into a bundle: plan.json and model.onnx"),
+    "average": ("train.average", "one bundle whose weights are the mean of several bundles' weights"),
     "evaluate": ("train.evaluate", "DSC and NSD per case and organ, as the challenge measures them"),
     "picture": ("train.picture", "a scan and its mask in three planes, as PNG"),
     "parity": ("train.parity", "compare this core with nnU-Net's own predictor, same weights, same scan"),

@@ -1,0 +1,66 @@
+"""The mean of several bundles: its weights, its plan, what it refuses."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from inference.bundle import Bundle, BundleError, read_bundle, write_bundle
+from tests.conftest import level_model, make_bundle, u_net
+from train.__main__ import main
+from train.average import average
+
+
+def weights_of(model: bytes) -> dict[str, np.ndarray]:
+    tensors = onnx.load_from_string(model).graph.initializer
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
+
+
+def times(model: bytes, factor: float) -> bytes:
+    """The same network, its weights times ``factor``."""
+    changed = onnx.load_from_string(model)
+    for tensor in changed.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array((values * factor).astype(values.dtype), tensor.name))
+    content: bytes = changed.SerializeToString()
+    return content
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+def test_the_mean_of_weights_keeps_the_last_plan_and_names_its_networks(tmp_path: Path, half: bool) -> None:
+    model = level_model(half=half)
+    bundles = [
+        make_bundle(model, organ_minima_mm3={"liver": 5.0}),
+        make_bundle(times(model, 3), organ_minima_mm3={"liver": 7.0}, provenance={"cases": 4}),
+    ]
+    for name, bundle in zip("ab", bundles, strict=True):
+        write_bundle(tmp_path / name, bundle)
+    out = tmp_path / "mean"
+    assert main(["average", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out)]) == 0
+    mean = read_bundle(out)  # checks the hash
+    found, expected = weights_of(mean.model), weights_of(times(model, 2))
+    assert {name: values.dtype for name, values in found.items()} == {n: v.dtype for n, v in expected.items()}
+    assert all(np.allclose(found[name], expected[name], 1e-3) for name in expected)
+    assert mean.plan.organ_minima_mm3 == {"liver": 7.0}
+    assert mean.plan.provenance == {"cases": 4, "mean_of": [bundle.plan.model.sha256 for bundle in bundles]}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (make_bundle(spacing=(4.0, 2.0, 3.0)), r"bundle 1: spacing is \(4.0, 2.0, 3.0\); expected the last one's"),
+        (make_bundle(u_net()), "bundle 1: another network than the last one's; weights differ in "),
+    ],
+    ids=["another grid", "another network"],
+)
+def test_networks_of_two_kinds_have_no_mean(other: Bundle, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        average([other, make_bundle()])
+
+
+def test_a_bundle_that_is_not_there_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["average", str(tmp_path / "none"), "--out", str(tmp_path / "mean")]) == 1
+    assert str(tmp_path / "none") in caplog.text
+    assert not (tmp_path / "mean").exists()
