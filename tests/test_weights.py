@@ -52,7 +52,7 @@ def test_unseen_synthetic_abdomens_are_segmented(tmp_path: Path, segmenter: Segm
         found = segmenter.segment(read_volume(store(tmp_path / "scan.nii.gz", body))).labels
         scores.append([dice(body.labels == organ.id, found == organ.id) for organ in ORGANS])
     means = dict(zip(CLASSES[1:], np.mean(scores, axis=0).round(3).tolist()))
-    assert np.mean(scores) >= 0.75, means
+    assert np.mean(scores) >= 0.83, means
     assert means["liver"] >= 0.95, means
 
 
