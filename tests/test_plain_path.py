@@ -101,7 +101,7 @@ def compare(bundle: Bundle, exact: Engine, scans: Sequence[Volume], precisions: 
                 volumes = [(plain[number] == index).sum() * scans[number].voxel_volume / 1000 for number in group]
                 found = dice(first == index, second == index)
                 assert found >= (least if np.mean(volumes) >= SMALL else least_small), (precision, name, volumes, found)
-    assert all(len(np.unique(labels)) >= 10 for labels in plain)
+    assert all(len(np.unique(labels)) >= 8 for labels in plain)  # a slab shows seven organs
 
 
 def plain_labels_of_body(bundle: Bundle, engine: Engine, scan: Volume) -> np.ndarray:
