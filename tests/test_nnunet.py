@@ -195,9 +195,8 @@ def test_random_outputs_learn_alone_before_the_rest_of_a_bundles_weights(run_fol
     for name in kept:
         assert torch.allclose(alone[name], started[name], 1e-3, 1e-6), name  # the bundle's are in float16
     assert fit.run(parser.parse_args(words)) == 0
-    assert rate() == pytest.approx(
-        0.002 * (1 / 3) ** 0.9 * 3 / 4
-    )  # as the third epoch begins: one of the rise's four iterations is left
+    # As the third epoch begins, with one of the rise's four iterations left.
+    assert rate() == pytest.approx(0.002 * (1 / 3) ** 0.9 * 3 / 4)
     done = weights(workspace.final_checkpoint(LABELLED_DATASET, "all"))
     assert not [name for name in kept if torch.equal(done[name], alone[name]) and done[name].ndim > 1]
 
