@@ -193,6 +193,7 @@ class Training:
     warmup_iterations: Annotated[int, Whole(0, 1_000_000)]
     momentum: Annotated[float, Real(0, 0.9999)]
     weight_decay: Annotated[float, Real(0, 1)]
+    average_from: Annotated[float, Real(0, 1)]
     foreground_oversampling: Annotated[float, Real(0, 1)]
     augmentation: Annotated[str, Choice(("nnunet", "gentle", "intensity", "none"))]
     mirroring: Annotated[bool, Switch()]

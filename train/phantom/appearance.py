@@ -237,19 +237,31 @@ def _grain() -> Floats:
 # --- the body's own unevenness: the same at any grid
 
 
+# Change per mm of noise with control points every 12 and 6 mm, root mean square of the steepest direction.
+COARSE_SLOPE, FINE_SLOPE = 0.053, 0.107
+
+
 @dataclass(frozen=True)
 class Texture:
-    """``coarse`` and ``fine``: HU at 12 and 5 mm; ``stranding``: HU that inflamed fat is denser by, in patches."""
+    """``coarse`` and ``fine``: HU at 12 and 5 mm; ``stranding``: HU that inflamed fat is denser by, in patches.
+
+    ``threads``: HU that small vessels and septa are denser than the fat around them; ``thick``: their radius in mm; ``share``: of
+    the fat in which they run, from 0 to 1.
+    """
 
     coarse: float
     fine: float
     stranding: float
+    threads: float
+    thick: float
+    share: float
 
 
 def draw_texture(r: np.random.Generator) -> Texture:
-    """Two in five bodies have stranded fat somewhere."""
+    """Two in five bodies have stranded fat somewhere, all have vessels in some of it."""
     coarse, fine = float(r.uniform(1, 9)), float(r.uniform(1, 9))
-    return Texture(coarse, fine, float(r.uniform(10, 75)) if r.random() < 0.4 else 0.0)
+    stranding = float(r.uniform(10, 75)) if r.random() < 0.4 else 0.0
+    return Texture(coarse, fine, stranding, *r.uniform((30, 0.8, 0.2), (150, 2.4, 1.0)).tolist())
 
 
 def add_texture(image: Floats, tissue: NDArray[np.uint8], grid: Grid, look: Look, r: np.random.Generator) -> Texture:
@@ -258,24 +270,35 @@ def add_texture(image: Floats, tissue: NDArray[np.uint8], grid: Grid, look: Look
     layers = [_Noise(grid, step, r) for step in (12.0, 5.0)]
     seeds = r.integers(1 << 62, size=3)
     layers += [_Noise(grid, step, np.random.default_rng(s)) for step, s in zip((45.0, 6.0, 30.0), seeds, strict=True)]
-    grain, stranded = _grain(), lookup((T.FAT,)) * np.float32(texture.stranding)
+    grain, fat = _grain(), lookup((T.FAT,)).astype(np.float32)
     change = look.mixed - look.hu
     for box in layers[0].sampler.slabs():
         here, out = tissue[box], image[box]
-        coarse, fine = layers[0].at(box), layers[1].at(box)
+        coarse, fine, patches, threads = (layer.at(box) for layer in layers[:4])
+        denser = texture.threads * _threads(coarse, threads, patches, texture)
+        if texture.stranding:
+            denser += texture.stranding * np.clip(patches * 3 - 0.6, 0, 1) * np.clip(threads * 1.5 + 0.3, 0, 1.5)
+        denser *= recode(fat, here)
+        out += denser
         _mottle(out, here, fine, look)
         coarse *= np.float32(1.7 * texture.coarse)
         fine *= np.float32(1.7 * texture.fine)
         coarse += fine
         coarse *= recode(grain, here)
         out += coarse
-        if texture.stranding:
-            patches, threads = layers[2].at(box), layers[3].at(box)
-            patches = np.clip(patches * 3 - 0.6, 0, 1) * np.clip(threads * 1.5 + 0.3, 0, 1.5)
-            out += patches * recode(stranded, here)
         if np.any(change):
             out += np.clip(layers[4].at(box) * 2 + 0.5, 0, 1) * recode(change, here)
     return texture
+
+
+def _threads(coarse: Floats, fine: Floats, patches: Floats, texture: Texture) -> Floats:
+    """Curves in space, 1 on them and 0 away from them: where two noises, of 12 and 6 mm, are both near 0.
+
+    ``patches``: noise that decides where there are any.
+    """
+    away = np.hypot(coarse * np.float32(1 / COARSE_SLOPE), fine * np.float32(1 / FINE_SLOPE))
+    there = np.clip(3 * patches + np.float32(3.6 * texture.share - 1.3), 0, 1)
+    return np.asarray(np.clip(np.float32(texture.thick + 0.5) - away, 0, 1) * there, np.float32)
 
 
 def _mottle(image: Floats, tissue: NDArray[np.uint8], noise: Floats, look: Look) -> None:

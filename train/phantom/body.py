@@ -27,6 +27,7 @@ STREAMS = (
     "renal",
     "viscera",
     "arms",
+    "bare area",
 )
 
 

@@ -21,6 +21,7 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
 # nnU-Net puts this folder on the path.
 from cpu_training import DiceAndCrossEntropy, keep_channels_last, keep_freed_memory
+from mean_weights import MeanWeights
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -121,6 +122,7 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.limit_seconds = settings["max_minutes"] * 60
         self.on_cpu = self.device.type == "cpu"
         self.bfloat16 = self.on_cpu and wants_bfloat16(settings["cpu_precision"])
+        self.mean_weights = MeanWeights()
         self.random_heads: list[str] = []  # parameters of outputs that a start from a bundle leaves random
         self.step = 0  # iterations done in this epoch
         self.epoch_start = time.time()
@@ -309,12 +311,17 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
         return loss
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """nnU-Net's. It turns autocast off on a CPU; here the network alone runs in bfloat16, the loss in float32."""
+        """One iteration, whose weights the mean takes in where it is time for it."""
         if self.limit_seconds or self.settings["warmup_iterations"]:
             self.lr_scheduler.step(self.current_epoch)
         self.step += 1
-        if not self.on_cpu:
-            return super().train_step(batch)  # type: ignore[no-any-return]
+        result: dict[str, Any] = self.train_on_cpu(batch) if self.on_cpu else super().train_step(batch)
+        if self.settings["average_from"] < 1 and self.fraction_done() >= self.settings["average_from"]:
+            self.mean_weights.add(self.network)
+        return result
+
+    def train_on_cpu(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's iteration. It turns autocast off on a CPU; here the network alone runs in bfloat16, the loss in float32."""
         self.optimizer.zero_grad(set_to_none=True)
         with self.cpu_autocast():
             outputs = self.network(batch["data"].to(memory_format=torch.channels_last_3d))
@@ -339,11 +346,22 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
         """nnU-Net's, whole or not at all. The best checkpoint is not kept: the method uses the last (paper, table 2)."""
         if Path(filename).name == "checkpoint_best.pth":
             return
-        part = filename + ".part"
+        part, final = filename + ".part", Path(filename).name == "checkpoint_final.pth"
+        if final:
+            self.mean_weights.install(self.network)
         super().save_checkpoint(part)
+        if self.mean_weights.count and not final:
+            content = torch.load(part, map_location="cpu", weights_only=False)
+            torch.save(content | {"mean_weights": self.mean_weights.state_dict()}, part)
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """nnU-Net's, and the mean of the weights so far. A path, as nnU-Net itself fails on the dictionary it announces."""
+        super().load_checkpoint(filename_or_checkpoint)
+        content = torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
+        self.mean_weights.load_state_dict(content.get("mean_weights", {}))
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's, but ``all`` means the cases of our split file, not whatever lies in the folder."""

@@ -133,7 +133,8 @@ def _kidney(scene: Scene, name: str, side: int, cortex: int, medulla: int) -> No
     c.paint(shell, T.FAT, everything)
     if side < 0:  # the cap of fat over the upper pole is open to the back, where the liver has no peritoneum
         top = kidney.at(0, 0.2, 0.88)
-        behind = Tube(np.array([top, top + vector(5, 60, 4)]), [0.6 * axes[1] + fat_above, 0.8 * axes[1] + fat_above])
+        opening = (1 - 0.4 * scene.covered) * (np.array((0.6, 0.8)) * axes[1] + fat_above)
+        behind = Tube(np.array([top, top + vector(5, 60, 4)]), opening)
         c.paint(behind, T.FAT, ORGAN_TISSUES["liver"])
     if name in scene.disease.absent:
         return
@@ -250,7 +251,8 @@ def _adrenal_limbs(scene: Scene, middle: Doubles, side: int) -> list[Tube]:
         lengths[int(scene.r.integers(2))] *= 0.55
     if form == "line":
         lengths[1] = 0.0
-    medial = u(-0.1, 0.22) if right else u(-0.25, 0.3)  # 0 is straight back, pi/2 away from the midline
+    # 0 is straight back, pi/2 away from the midline; the right gland runs between crus and liver, along either of them.
+    medial = u(-0.1, 0.75) if right else u(-0.25, 0.3)
     directions = (medial, medial + (u(0.25, 0.65) if right else u(0.35, 1.2)))
     curve, thick = scene.r.normal(0, 0.25, 2), (u(1.5, 2.7), u(1.4, 2.6), u(1.5, 2.7))
     lean = np.array((side * u(-2, 6), u(-7, 2), 0.0))  # from the top down: along the kidney's slope

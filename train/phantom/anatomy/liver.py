@@ -103,7 +103,10 @@ def _impression(scene: Scene) -> dict[str, Doubles]:
 
 
 def _renal_fossa(scene: Scene) -> dict[str, Doubles]:
-    """The hollow that keeps the liver from behind the right kidney, and from beside it where there is no room."""
+    """The hollow that keeps the liver from behind the right kidney, and from beside it where there is no room.
+
+    Above the kidney it ends in fat or soon gives way to the liver, which there lies at the diaphragm's back.
+    """
     kidney = scene.shapes["right_kidney"]
     assert isinstance(kidney, Ellipsoid)
     low, high = kidney.bounds()
@@ -114,9 +117,10 @@ def _renal_fossa(scene: Scene) -> dict[str, Doubles]:
     wide = 1.3 * half[0] + 8 + 3 * scene.body.visceral
     if room < NARROW:  # a sheet of liver would be squeezed in
         wide = half[0] + NARROW + 22
+    tall = (1.15 - 0.2 * scene.covered) * half[2] + 14 - 10 * scene.covered + 8 * scene.body.visceral
     return {
         "fossa": kidney.centre + vector(9, 34, 8),  # the fat above the upper pole lies at the back and the middle
-        "fossa_axes": np.array([wide, 40.0, 1.15 * half[2] + 14 + 8 * scene.body.visceral]),
+        "fossa_axes": np.array([wide, 40.0, tall]),
         "medial": np.array([0.5 * x, scene.body.spine_front(z) + 16.0, z - 6]),
         "medial_axes": np.array([0.5 * abs(x) + 10, 36.0, 1.02 * half[2]]),
     }
