@@ -201,6 +201,40 @@ def test_random_outputs_learn_alone_before_the_rest_of_a_bundles_weights(run_fol
     assert not [name for name in kept if torch.equal(done[name], alone[name]) and done[name].ndim > 1]
 
 
+def test_a_training_ends_with_the_mean_of_its_weights_even_if_it_was_stopped(run_folder: Path) -> None:
+    import torch
+
+    from train import fit
+
+    def final(name: str, interrupted: bool) -> dict[str, torch.Tensor]:
+        root = run_folder.parent / name
+        words = ["--data", str(run_folder.parent / "data"), "--out", str(root)]
+        for setting in [*SETTINGS, "training.epochs=2", "training.average_from=0"]:
+            words += ["--set", setting]
+        parser = argparse.ArgumentParser()
+        fit.add_arguments(parser)
+        if interrupted:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("os.replace", _interrupt_after_first_epoch())
+                with pytest.raises(KeyboardInterrupt):
+                    fit.run(parser.parse_args(words))
+        assert fit.run(parser.parse_args(words)) == 0
+        return weights(root)
+
+    def weights(root: Path) -> dict[str, torch.Tensor]:
+        checkpoint = Workspace(root).final_checkpoint(LABELLED_DATASET, "all")
+        found: dict[str, torch.Tensor] = torch.load(checkpoint, map_location="cpu", weights_only=False)[
+            "network_weights"
+        ]
+        return found
+
+    stopped, undisturbed, last = final("mean-stopped", True), final("mean", False), weights(run_folder)
+    assert all(torch.allclose(stopped[name], undisturbed[name], 1e-5, 1e-7) for name in stopped)
+    learnt = [name for name in stopped if "encoder.stages" in name and name.endswith("conv.weight")]
+    assert learnt
+    assert not any(torch.allclose(stopped[name], last[name], 1e-5, 1e-7) for name in learnt)
+
+
 @pytest.mark.long
 def test_a_resumed_deterministic_training_equals_an_undisturbed_one(run_folder: Path) -> None:
     from train import fit
