@@ -20,7 +20,7 @@ from inference.mapped import MappedWeights
 from inference.onnx_file import FLOAT, FLOAT16, INT64, Node, OnnxFileError, append, open_port, opset, ports, to_half
 from inference.resample import Floats
 from inference.skips import take_apart
-from inference.sliding_window import Window
+from inference.sliding_window import MOST_GROWTH, Window
 from inference.volume import Shape
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ CUDA = "CUDAExecutionProvider"
 CUDA_SETTINGS: dict[str, Any] = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
 # Of ONNX Runtime's arena. A CUDA context takes some 600 MiB beside it, and the challenge tolerates 2048 MiB in all.
 GPU_MEMORY = 1200 << 20
+# Bytes of the CPU network's largest layer up to which windows may grow: it holds two and a half of them at a time.
+LARGEST_LAYER = 360 << 20
 # Devices whose memory a small graph gives back after each run.
 SHRINKAGE: str | None = "gpu:0"
 # Of the operations that add windows up: since this one, Pad takes its widths as an input and every float type.
@@ -51,12 +53,13 @@ class EngineError(RuntimeError):
 class Engine(Protocol):
     """A loaded network: normalised window (z, y, x) to logits (classes, z, y, x), float32.
 
-    The array that a call returns is valid until the next call. ``unit``: by how many voxels (z, y, x) a window may be larger
-    than the plan's patch, or by a multiple; None where windows are the patch.
+    The array that a call returns is the caller's. ``unit``: by how many voxels (z, y, x) a window may be larger than the plan's
+    patch, or by a multiple; None where windows are the patch. ``growth``: how many times the patch's voxels it may have at most.
     """
 
     name: str
     unit: Shape | None
+    growth: float
 
     def __call__(self, window: Floats) -> Floats: ...
 
@@ -161,6 +164,7 @@ class OpenVinoEngine:
             self.unit = _unit(self._model, bundle.plan.patch)
             take_apart(self._model)
             self._compile(bundle.plan.patch)
+            self.growth = self._growth()
         except RuntimeError as error:
             raise BundleError(
                 f"{bundle.plan.model.file}: OpenVINO refuses the network ({_first_line(error)})"
@@ -175,7 +179,9 @@ class OpenVinoEngine:
             except RuntimeError as error:
                 raise EngineError(f"the network takes no window of {window.shape}: {_first_line(error)}") from error
         feed = np.ascontiguousarray(window[None, None], dtype=self._type)
-        output = self._request.infer([feed], share_inputs=True, share_outputs=True)[0]
+        _trim_heap()
+        # A request keeps its output for the next window; one of its own lets the logits go with whoever has them.
+        output = self._compiled.create_infer_request().infer([feed], share_inputs=True, share_outputs=True)[0]
         _check_output(self._plan, list(output.shape), self._window)
         return np.asarray(output[0], np.float32)
 
@@ -183,15 +189,20 @@ class OpenVinoEngine:
         """Make the network ready for windows of this size (z, y, x), in place of the size before."""
         self._window: Shape | None = None
         self._compiled: Any = None
-        self._request: Any = None
         self._model.reshape([1, 1, *window])
         self._compiled = self._core.compile_model(self._model, "CPU", self._options)
         if self._weights:
             self._weights.give_back()
         _trim_heap()
         self._type = self._compiled.input(0).get_element_type().to_dtype()
-        self._request = self._compiled.create_infer_request()
         self._window = window
+
+    def _growth(self) -> float:
+        """How many times the patch's voxels a window may have: of those that keep to LARGEST_LAYER, and at least the patch."""
+        itemsize = self._compiled.get_property("INFERENCE_PRECISION_HINT").size
+        layers = (node.output(0).get_shape() for node in self._model.get_ops() if node.get_type_name() == "Convolution")
+        largest = max((math.prod(shape) * itemsize for shape in layers), default=1)
+        return min(MOST_GROWTH, max(1.0, LARGEST_LAYER / largest))
 
     def release(self) -> None:
         """Give back what a window takes beside the weights, hundreds of MiB, until the next call."""
@@ -216,6 +227,7 @@ class OnnxRuntimeEngine:
                 onnxruntime.preload_dlls()
         self.name = f"ONNX Runtime, {provider.removesuffix('ExecutionProvider')}, 1 CPU thread"
         self.unit: Shape | None = None  # the GPU's memory is planned for the patch
+        self.growth = 1.0
         self.runtime, self._provider, self._plan = onnxruntime, provider, bundle.plan
         self._tf32 = precision != "f32"
         self._limited = True
@@ -381,7 +393,8 @@ def _unit(model: Any, patch: Shape) -> Shape | None:
 
 
 def _trim_heap() -> None:
-    """Have glibc give freed memory back: reading a network leaves hundreds of MiB of it among the little that is in use."""
+    """Have glibc give freed memory back: reading a network leaves hundreds of MiB of it among the little that is in use, and
+    painting labels tens."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

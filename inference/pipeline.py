@@ -201,7 +201,7 @@ class Segmenter:
         window = self.plan.patch
         if self.options.fit and self.engine.unit:
             working = working_shape(scan.voxels[least].shape, scan.spacing, self.plan.spacing)
-            window = fitted_window(working, self.plan.patch, self.step, self.engine.unit)
+            window = fitted_window(working, self.plan.patch, self.step, self.engine.unit, self.engine.growth)
         if not body:
             return window, (slice(None), slice(None), slice(None))
         y, x = (
@@ -432,6 +432,7 @@ def _timed(slabs: Iterator[Floats], watch: Stopwatch, stage: str) -> Iterator[Fl
         if slab is None:
             return
         yield slab
+        del slab  # its memory is the next one's
 
 
 def _log_progress(every: float = 5.0) -> Progress:

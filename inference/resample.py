@@ -94,6 +94,7 @@ def labels_on_grid(slabs: Iterable[Floats], depth: int, target: Shape, each: Eac
         each(paint, range(painted, reached))
         found, painted = found + slab.shape[1], reached
         before = slab[:, -1].copy() if slab.shape[1] else before
+        del slab, paint  # their memory is the next slab's
     if found != depth:
         raise ValueError(f"got {found} slices; expected {depth}")
     return out

@@ -21,7 +21,7 @@ from inference.volume import Shape
 # the network is compiled anew for it and larger windows cost a few percent more per voxel.
 MOST_GROWTH, LEAST_SAVING = 2.0, 0.15
 
-# A window (z, y, x) of normalised intensities to its logits (classes, z, y, x).
+# A window (z, y, x) of normalised intensities to its logits (classes, z, y, x), an array that the caller may change.
 Network = Callable[[Floats], Floats]
 Progress = Callable[[int, int], None]
 
@@ -38,21 +38,21 @@ def window_starts(size: int, patch: int, step: float) -> list[int]:
     return [int(np.round(stride * index)) for index in range(count)]
 
 
-def fitted_window(shape: Shape, patch: Shape, step: float, unit: Shape) -> Shape:
+def fitted_window(shape: Shape, patch: Shape, step: float, unit: Shape, growth: float = MOST_GROWTH) -> Shape:
     """The window (z, y, x) that covers an image of ``shape`` with the least work.
 
     Windows overlap, and reach beyond the image, so a few larger ones can take far fewer voxels than many of the trained
-    ``patch``, and a network sees more around each. They are larger by multiples of ``unit``, MOST_GROWTH times as many voxels
+    ``patch``, and a network sees more around each. They are larger by multiples of ``unit``, ``growth`` times as many voxels
     at most, as memory grows with them. The patch itself where nothing saves LEAST_SAVING of its work.
     """
     axes = [
         [
             (window, len(window_starts(max(size, window), window, step)) * window)
-            for window in range(least, min(max(size, least) + more, int(MOST_GROWTH * least) + 1), more)
+            for window in range(least, min(max(size, least) + more, int(growth * least) + 1), more)
         ]
         for size, least, more in zip(shape, patch, unit, strict=True)
     ]
-    most = MOST_GROWTH * math.prod(patch)
+    most = growth * math.prod(patch)
     choices = [
         (math.prod(voxels for _, voxels in choice), window)
         for choice in product(*axes)
@@ -171,23 +171,33 @@ def sliding_window(
     """
     layout = Layout.of((image.shape[0], image.shape[1], image.shape[2]), patch, step)
     padded = layout.pad(image)
-    sums: Floats | None = None
+    carried: Floats | None = None
     done = 0
     first, last = layout.inside[0].start, layout.inside[0].stop
     for z, after in zip(layout.starts[0], [*layout.starts[0][1:], layout.padded[0]], strict=True):
+        # While the network runs, memory is short: a row's sums are made after its first window, and go before the next row's.
+        sums: Floats | None = None
         for window in layout.row(z):
             logits = network(padded[window.place])
-            if sums is None:
-                sums = np.zeros((len(logits), patch[0], *layout.padded[1:]), np.float32)
-            each(partial(_add_slice, sums, logits, window), range(patch[0]))
+            each(partial(_weigh_slice, logits, window), range(patch[0]))
+            if sums is None and logits.shape[2:] == layout.padded[1:]:
+                sums = logits  # the row's only window
+            else:
+                if sums is None:
+                    sums = np.zeros((len(logits), patch[0], *layout.padded[1:]), np.float32)
+                each(partial(_add_slice, sums, logits, window), range(patch[0]))
+            del logits
             done += 1
             if progress:
                 progress(done, layout.windows)
         assert sums is not None
+        if carried is not None:
+            sums[:, : carried.shape[1]] += carried
+            carried = None
         settled = slice(max(first - z, 0), min(after, last) - z)
         if settled.start < settled.stop:
             yield sums[:, settled, *layout.inside[1:]]
-        each(partial(_advance, after - z), sums)
+        carried = sums[:, after - z :].copy()
 
 
 def mirrored(network: Network, axes: tuple[int, ...]) -> Network:
@@ -201,24 +211,24 @@ def mirrored(network: Network, axes: tuple[int, ...]) -> Network:
         for chosen in flips:
             logits = network(np.ascontiguousarray(np.flip(window, chosen)))
             logits = np.flip(logits, tuple(axis + 1 for axis in chosen))
-            # A copy to add to: an engine may reuse the array that it returns.
-            total = logits.astype(np.float32) if total is None else total + logits
+            total = logits if total is None else np.add(total, logits, out=total)
+            del logits
         assert total is not None
-        return total / np.float32(len(flips))
+        total /= np.float32(len(flips))
+        return total
 
     return mean_over_flips
 
 
-def _add_slice(sums: Floats, logits: Floats, window: Window, index: int) -> None:
-    """Add one slice of a window's weighted ``logits`` to the ``sums`` of its row, both (classes, z, y, x)."""
+def _weigh_slice(logits: Floats, window: Window, index: int) -> None:
+    """Weight one slice of a window's ``logits`` (classes, z, y, x), in place."""
     depth, height, width = window.shares
     weights = depth[index] * (height[:, None] * width)
+    for values in logits[:, index]:
+        values *= weights
+
+
+def _add_slice(sums: Floats, logits: Floats, window: Window, index: int) -> None:
+    """Add one slice of a window's weighted ``logits`` to the ``sums`` of its row, both (classes, z, y, x)."""
     for total, values in zip(sums[:, index, *window.place[1:]], logits[:, index], strict=True):
-        total += weights * values
-
-
-def _advance(slices: int, channel: Floats) -> None:
-    """Move a channel's sums (z, y, x) down by ``slices``, in place, and clear the room above."""
-    kept = max(len(channel) - slices, 0)
-    channel[:kept] = channel[slices:]
-    channel[kept:] = 0
+        total += values

@@ -70,12 +70,13 @@ def u_net(classes: int = 14) -> bytes:
     """An ONNX network of two levels, (2, 4, 4) voxels of the fine one to one of the coarse, with a skip of two arrays."""
     r = np.random.default_rng(0)
     shapes = {"fine": (4, 1, 3, 3, 3), "half": (6, 4, 2, 4, 4), "up": (6, 3, 2, 4, 4), "last": (classes, 11, 1, 3, 3)}
+    shapes |= {"lift": (3,)}
     weights = [numpy_helper.from_array(r.normal(size=shape).astype(np.float32), name) for name, shape in shapes.items()]
     nodes = [
         helper.make_node("Conv", ["input", "fine"], ["skip"], pads=[1] * 6),
         helper.make_node("Relu", ["skip"], ["positive"]),
         helper.make_node("Conv", ["skip", "half"], ["coarse"], strides=[2, 4, 4]),
-        helper.make_node("ConvTranspose", ["coarse", "up"], ["enlarged"], strides=[2, 4, 4]),
+        helper.make_node("ConvTranspose", ["coarse", "up", "lift"], ["enlarged"], strides=[2, 4, 4]),
         helper.make_node("Concat", ["enlarged", "skip", "positive"], ["joined"], axis=1),
         helper.make_node("Conv", ["joined", "last"], ["output"], pads=[0, 1, 1, 0, 1, 1]),
     ]

@@ -78,6 +78,24 @@ def test_a_u_net_takes_larger_windows_by_its_unit_and_the_patch_again() -> None:
     np.testing.assert_array_equal(engine(WINDOW), first)
 
 
+def test_windows_grow_until_the_largest_layer_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = 14 * 8 * 16 * 16 * 4
+    grown = {}
+    for room in (0.5, 1.5, 3):
+        monkeypatch.setattr("inference.engine.LARGEST_LAYER", room * layer)
+        grown[room] = OpenVinoEngine(make_bundle(u_net()), 1, "f32").growth
+    assert grown == {0.5: 1, 1.5: 1.5, 3: 2}
+
+
+@both
+def test_logits_outlive_the_next_window(load) -> None:
+    engine = load(make_bundle())
+    first = engine(WINDOW)
+    before = first.copy()
+    assert (engine(WINDOW + 1) != before).any()
+    np.testing.assert_array_equal(first, before)
+
+
 def test_a_size_that_a_network_cannot_take_is_named_and_the_next_window_works() -> None:
     engine = OpenVinoEngine(make_bundle(u_net()), 1, "f32")
     first = engine(WINDOW).copy()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -20,7 +21,7 @@ from inference.__main__ import main
 from inference.bundle import write_bundle
 from inference.engine import OpenVinoEngine
 from inference.pipeline import Options, Segmenter
-from inference.volume import read_labels, read_volume
+from inference.volume import Volume, read_labels, read_volume
 from tests.conftest import block_levels, block_scan, level_model, make_bundle, save_nifti, u_net
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,6 +169,28 @@ def test_windows_are_fitted_to_the_body_unless_told_otherwise(folders, tmp_path:
     # A scan of 20 x 48 x 56 voxels.
     assert seen["patch"] == 4 * 5 * 6
     assert seen["fitted"] < seen["patch"] / 1.5
+
+
+def test_while_the_network_runs_only_what_two_rows_of_windows_share_is_held() -> None:
+    held = []
+
+    class Network:
+        name, unit, growth = "zeros", None, 1.0
+
+        def __call__(self, window: np.ndarray) -> np.ndarray:
+            held.append(tracemalloc.get_traced_memory()[0])
+            return np.zeros((14, *window.shape), np.float32)
+
+    patch = (8, 48, 56)
+    scan = Volume(SCAN, (4.0, 2.0, 2.0), np.eye(4), None, np.eye(3))
+    tracemalloc.start()
+    try:
+        Segmenter(make_bundle(patch=patch), Network(), Options(postprocess=False)).segment(scan)
+    finally:
+        tracemalloc.stop()
+    assert len(held) == 3  # at slices 0, 6 and 12
+    row = 14 * np.prod(patch) * 4
+    assert max(held) - held[0] < row / 2
 
 
 def test_step_and_mirroring_stay_reachable(weights: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from inference import skips
 from inference.bundle import read_bundle
 from inference.engine import openvino_core
-from inference.skips import take_apart
+from inference.skips import compose, take_apart
 from tests.conftest import level_model, u_net
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
@@ -34,6 +34,13 @@ def joined(model: openvino.Model) -> int:
     )
 
 
+def enlarged(model: openvino.Model) -> list[int]:
+    """Channels of what transposed convolutions give."""
+    return [
+        node.output(0).get_shape()[1] for node in model.get_ops() if node.get_type_name() == "ConvolutionBackpropData"
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "window", "expected"),
     [(u_net(), (8, 16, 16), 1), (read_bundle(WEIGHTS).model, (16, 32, 48), 3), (level_model(), (8, 16, 16), 0)],
@@ -47,6 +54,23 @@ def test_a_network_without_concatenations_answers_as_before(content: bytes, wind
     first, second = answer(before), answer(after)
     assert second.shape == first.shape
     np.testing.assert_allclose(second, first, atol=1e-5 * np.abs(first).max())
+
+
+def test_what_a_transposed_convolution_enlarged_never_exists() -> None:
+    model = read(u_net(), (8, 16, 16))
+    assert enlarged(model) == [3]
+    take_apart(model)
+    assert enlarged(model) == [14]
+
+
+def test_a_composed_kernel_does_what_both_do() -> None:
+    r = np.random.default_rng(0)
+    coarse, enlarging, kernel = r.normal(size=5), r.normal(size=(1, 1, 1, 1, 2)), r.normal(size=(1, 1, 1, 1, 3))
+    fine = np.outer(coarse, enlarging.ravel()).ravel()
+    expected = np.convolve(fine, kernel.ravel()[::-1])  # with two voxels more at either end
+    spread = np.zeros(9)
+    spread[::2] = coarse
+    np.testing.assert_allclose(np.convolve(spread, compose(enlarging, kernel).ravel()), expected)
 
 
 def test_heavy_convolutions_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:

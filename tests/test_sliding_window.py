@@ -63,7 +63,7 @@ def test_a_small_scan_is_padded_evenly_with_the_mean_intensity() -> None:
 
     def network(window: np.ndarray) -> np.ndarray:
         seen.append(window.copy())
-        return window[None]
+        return window[None].copy()
 
     image = np.ones((3, 16, 16), np.float32)
     assert (run(image, (8, 16, 16), 0.9, network) == 1).all()
@@ -106,6 +106,11 @@ def test_a_fitted_window_is_the_patch_where_larger_ones_save_little() -> None:
 def test_larger_windows_take_the_place_of_overlap_and_of_what_lies_beyond_the_image() -> None:
     assert fitted_window((125, 205, 298), PATCH, 0.9, UNIT) == (48, 224, 320)  # 3 windows for 8, a quarter fewer voxels
     assert fitted_window((41, 100, 100), PATCH, 0.9, UNIT) == (48, 224, 192)  # 1 for 2
+
+
+def test_a_fitted_window_keeps_to_the_growth_that_is_allowed() -> None:
+    assert fitted_window((125, 205, 298), PATCH, 0.9, UNIT, 1.7) == (40, 224, 320)  # 4 windows, 5/3 of the patch
+    assert fitted_window((125, 205, 298), PATCH, 0.9, UNIT, 1.0) == PATCH
 
 
 def test_a_fitted_window_keeps_to_unit_memory_and_gain() -> None:

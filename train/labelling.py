@@ -102,7 +102,7 @@ class Labeller:
         self.organ_plan = replace(self.plan, classes=CLASSES)
         self.models = len(bundles)
         self.settings = settings
-        ensemble = Ensemble([load_engine(bundle, device, threads) for bundle in bundles], self.plan)
+        ensemble = Ensemble([load_engine(bundle, device, threads) for bundle in bundles])
         options = Options(settings.step, ALL_AXES if settings.mirroring else (), postprocess=False)
         self._segmenter = Segmenter(bundles[0], ensemble, options)
 
@@ -183,16 +183,14 @@ class Ensemble:
 
     # The windows of training, as nnU-Net predicts.
     unit: Shape | None = None
+    growth = 1.0
 
-    def __init__(self, engines: Sequence[Engine], plan: Plan) -> None:
+    def __init__(self, engines: Sequence[Engine]) -> None:
         self.name = f"{len(engines)} x {engines[0].name}"
         self._engines = tuple(engines)
-        self._logits = np.empty((len(engines), len(plan.classes), *plan.patch), np.float32)
 
     def __call__(self, window: Floats) -> Floats:
-        for logits, engine in zip(self._logits, self._engines, strict=True):
-            logits[...] = engine(window)
-        return self._logits.reshape(-1, *self._logits.shape[2:])
+        return np.concatenate([engine(window) for engine in self._engines])
 
 
 class Consensus:
