@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 # Bytes of the weights up to which a convolution is taken apart. Heavier ones lie at coarse resolutions, where there is little
 # to save, and their weights would no longer be those of the bundle's file (``inference.mapped``).
-LIGHT = 1 << 20
+LIGHT = 4 << 20
 
 PADS = ("pads_begin", "pads_end")
 
@@ -105,7 +105,7 @@ def compose(enlarging: Array, kernel: Array) -> Array:
     for at in np.ndindex(kernel.shape[2:]):
         starts = (m - 1 - i for m, i in zip(kernel.shape[2:], at, strict=True))
         place = tuple(slice(start, start + n) for start, n in zip(starts, inner, strict=True))
-        out[:, :, *place] += np.einsum("im...,om->io...", enlarging, kernel[:, :, *at])
+        out[:, :, *place] += np.moveaxis(np.tensordot(enlarging, kernel[:, :, *at], (1, 1)), -1, 1)
     return out
 
 
