@@ -1,7 +1,7 @@
 """The whole command, cold, beside nnU-Net's: time, CPU and memory, stage by stage; and how ours grows with the scan.
 
     python -m benchmarks.whole [--repeats 3] [--out docs/bench.json]      # `make bench`; half an hour on two cores the first time
-    python -m benchmarks.whole --only shipped --out docs/bench-shipped.json    # two minutes: the shipped network alone
+    python -m benchmarks.whole --only shipped --out FILE                  # two minutes: the shipped network alone
 
 Both sides run the same full-size network on the same phantom (benchmarks/sides.py), alternately, a process each. Every run is
 kept in build/bench, so that a bench that was cut off goes on; a run whose program, network or scan changed is made again. The
