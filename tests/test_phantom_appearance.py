@@ -4,9 +4,11 @@ from functools import cache
 
 import numpy as np
 import pytest
+from scipy.ndimage import distance_transform_edt
 
-from train.phantom.appearance import Look, Scanner, draw_look
+from train.phantom.appearance import Look, Scanner, Texture, _Noise, _threads, add_texture, draw_look
 from train.phantom.body import stream
+from train.phantom.canvas import Grid
 from train.phantom.cohort import slice_increment
 from train.phantom.disease import Disease
 from train.phantom.tissue import T
@@ -84,3 +86,32 @@ def test_scanners_go_from_smooth_to_sharp_and_from_quiet_to_noisy() -> None:
     sharp = np.array([s.sharpness for s in scanners]) > 0.5
     assert np.median(blur[sharp]) < np.median(blur[~sharp])
     assert np.median(noise[sharp]) > np.median(noise[~sharp])
+
+
+def test_vessels_in_fat_are_thin_and_fill_more_of_it_with_thickness_and_share() -> None:
+    grid = Grid((24, 80, 80), (1.5, 1.5, 1.5), (-18.0, -60.0, -60.0))
+    noises = [_Noise(grid, step, np.random.default_rng(0)) for step in (12.0, 6.0, 45.0)]
+    coarse, fine, patches = (np.concatenate([n.at(box) for box in n.sampler.slabs()]) for n in noises)
+
+    def drawn(thick: float, share: float) -> np.ndarray:
+        return _threads(coarse, fine, patches, Texture(0, 0, 0, 1, thick, share))
+
+    everywhere = drawn(1.5, 1.0)
+    assert everywhere.min() == 0
+    assert everywhere.max() == 1
+    assert drawn(1.5, 0.3).mean() < drawn(1.5, 0.6).mean() < everywhere.mean() < drawn(2.4, 1.0).mean() < 0.2
+    depth = distance_transform_edt(everywhere > 0.5, sampling=1.5)
+    assert np.quantile(depth[depth > 0], 0.95) < 4  # mm
+
+
+def test_vessels_run_through_fat_alone() -> None:
+    grid = Grid((12, 80, 80), (3.0, 1.5, 1.5), (-18.0, -60.0, -60.0))
+    tissue = np.full(grid.shape, T.FAT, np.uint8)
+    tissue[:, :40] = T.LIVER
+    denser = []
+    for seed in range(6):
+        image = np.zeros(grid.shape, np.float32)
+        texture = add_texture(image, tissue, grid, looks()[0], stream(seed, "texture"))
+        assert np.abs(image[:, :40]).max() < 25
+        denser.append(image[:, 40:].max() > 0.7 * texture.threads)
+    assert np.mean(denser) > 0.5

@@ -90,9 +90,8 @@ class Scene:
         self.gut = Gut(seed, body, canvas, self.lift)
         self.wall, self.viscera = stream(seed, "wall"), stream(seed, "viscera")
         self.retro = stream(seed, "renal")  # behind the peritoneum: outline of the kidneys, crura
-        self.covered = float(
-            stream(seed, "bare area").random()
-        )  # how far the liver reaches back above the right kidney
+        # How far the liver reaches back above the right kidney, from 0 to 1.
+        self.covered = float(stream(seed, "bare area").random())
         self.renal, self.crura, self.arms = {}, {}, []
         # mm of fat between neighbours
         self.gap = float(self.r.uniform(0.2, 1.0) + 4.5 * body.visceral**1.3 * self.r.uniform(0.6, 1.3))
