@@ -42,11 +42,9 @@ def take_apart(model: Any) -> int:
         parts = joined.input_values()
         kernels = opset.variadic_split(kernel, 1, [n.get_length() for n in channels]).outputs()
         terms: list[Any] = []
-        first = 0
+        whole, first = _values(kernel), 0
         for part, own, count in zip(parts, kernels, channels, strict=True):
-            weights = _values(kernel)
-            if weights is not None:
-                weights = weights[:, first : first + count.get_length()]
+            weights = None if whole is None else whole[:, first : first + count.get_length()]
             first += count.get_length()
             beside = next((other for other in parts if other != part), None)
             merged = _merge(part, weights, attributes, beside)
