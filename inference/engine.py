@@ -140,7 +140,7 @@ def openvino_core() -> Any:
 class OpenVinoEngine:
     """The network on CPU cores, through OpenVINO, which rests between windows: ``threads`` may then be used otherwise.
 
-    It is compiled for the plan's patch, and anew where a window of another size comes.
+    It is compiled when the size of the windows is known, and anew where one of another size comes.
     """
 
     def __init__(self, bundle: Bundle, threads: int, precision: Precision = "auto") -> None:
@@ -151,6 +151,8 @@ class OpenVinoEngine:
         self.name = f"OpenVINO, CPU, {threads} thread{'s' * (threads > 1)}"
         self.threads = threads
         self._plan = bundle.plan
+        self._window: Shape | None = None
+        self._compiled: Any = None
         self._options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
         if precision == "f32":
             self._options["INFERENCE_PRECISION_HINT"] = "f32"
@@ -163,21 +165,14 @@ class OpenVinoEngine:
             _check_output(bundle.plan, _dimensions(self._model.output(0).partial_shape))
             self.unit = _unit(self._model, bundle.plan.patch)
             take_apart(self._model)
-            self._compile(bundle.plan.patch)
             self.growth = self._growth()
         except RuntimeError as error:
-            raise BundleError(
-                f"{bundle.plan.model.file}: OpenVINO refuses the network ({_first_line(error)})"
-            ) from error
+            raise _refused(bundle.plan, error) from error
 
     def __call__(self, window: Floats) -> Floats:
         """Window (z, y, x) to logits (classes, z, y, x). Raises EngineError for a size that the network cannot take."""
         z, y, x = window.shape
-        if (z, y, x) != self._window:
-            try:
-                self._compile((z, y, x))
-            except RuntimeError as error:
-                raise EngineError(f"the network takes no window of {window.shape}: {_first_line(error)}") from error
+        self.make_ready((z, y, x))
         feed = np.ascontiguousarray(window[None, None], dtype=self._type)
         _trim_heap()
         # A request keeps its output for the next window; one of its own lets the logits go with whoever has them.
@@ -185,10 +180,22 @@ class OpenVinoEngine:
         _check_output(self._plan, list(output.shape), self._window)
         return np.asarray(output[0], np.float32)
 
+    def make_ready(self, window: Shape) -> None:
+        """Compile the network for windows of this size (z, y, x), in place of the size before, unless it was.
+
+        Raises EngineError for a size that the network cannot take, BundleError where it is the plan's.
+        """
+        if window == self._window:
+            return
+        try:
+            self._compile(window)
+        except RuntimeError as error:
+            if window == self._plan.patch:
+                raise _refused(self._plan, error) from error
+            raise EngineError(f"the network takes no window of {window}: {_first_line(error)}") from error
+
     def _compile(self, window: Shape) -> None:
-        """Make the network ready for windows of this size (z, y, x), in place of the size before."""
-        self._window: Shape | None = None
-        self._compiled: Any = None
+        self._window, self._compiled = None, None
         self._model.reshape([1, 1, *window])
         self._compiled = self._core.compile_model(self._model, "CPU", self._options)
         if self._weights:
@@ -199,14 +206,16 @@ class OpenVinoEngine:
 
     def _growth(self) -> float:
         """How many times the patch's voxels a window may have: of those that keep to LARGEST_LAYER, and at least the patch."""
-        itemsize = self._compiled.get_property("INFERENCE_PRECISION_HINT").size
+        half = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        itemsize = 2 if half and "INFERENCE_PRECISION_HINT" not in self._options else 4
         layers = (node.output(0).get_shape() for node in self._model.get_ops() if node.get_type_name() == "Convolution")
         largest = max((math.prod(shape) * itemsize for shape in layers), default=1)
         return min(MOST_GROWTH, max(1.0, LARGEST_LAYER / largest))
 
     def release(self) -> None:
         """Give back what a window takes beside the weights, hundreds of MiB, until the next call."""
-        self._compiled.release_memory()
+        if self._compiled is not None:
+            self._compiled.release_memory()
 
 
 class OnnxRuntimeEngine:
@@ -357,6 +366,10 @@ class OnnxRuntimeEngine:
         if self._provider not in session.get_providers():
             raise EngineError(f"device cuda: no GPU that ONNX Runtime can use; it found {session.get_providers()}")
         return session
+
+
+def _refused(plan: Plan, error: BaseException) -> BundleError:
+    return BundleError(f"{plan.model.file}: OpenVINO refuses the network ({_first_line(error)})")
 
 
 def _mapped(bundle: Bundle, model: Any) -> MappedWeights | None:

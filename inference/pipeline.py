@@ -170,11 +170,12 @@ class Segmenter:
         watch = Stopwatch()
         with watch.stage("resample"):
             window, box = self._place(scan)
-            voxels = scan.voxels[box]
-            intensity = self.plan.intensity
-            working = working_shape(voxels.shape, scan.spacing, self.plan.spacing)
-            image = to_working_grid(voxels, working, (intensity.clip_low, intensity.clip_high))
-            image = normalise(image, intensity)
+            with self._made_ready(window):
+                voxels = scan.voxels[box]
+                intensity = self.plan.intensity
+                working = working_shape(voxels.shape, scan.spacing, self.plan.spacing)
+                image = to_working_grid(voxels, working, (intensity.clip_low, intensity.clip_high))
+                image = normalise(image, intensity)
         return Prepared(image, window, box, scan.shape, scan.voxel_volume, watch)
 
     def finish(self, prepared: Prepared, progress: Progress | None = None) -> Segmentation:
@@ -193,6 +194,19 @@ class Segmenter:
         whole = np.zeros(prepared.shape, np.uint8)
         whole[prepared.box] = labels
         return Segmentation(whole, watch.seconds, watch.cpu_seconds, warnings)
+
+    @contextmanager
+    def _made_ready(self, window: Shape) -> Iterator[None]:
+        """Meanwhile, on a thread to spare, make the CPU's network ready for ``window``.
+
+        What goes wrong there goes wrong again at the first window, and is told then.
+        """
+        if not isinstance(self.engine, OpenVinoEngine) or self.engine.threads == 1:
+            yield
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="network") as thread:
+            thread.submit(self.engine.make_ready, window)
+            yield
 
     def _place(self, scan: Volume) -> tuple[Shape, tuple[slice, slice, slice]]:
         """The sliding window, in voxels of the working grid, and the part of the scan that is worked on, both (z, y, x)."""

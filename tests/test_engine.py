@@ -172,7 +172,9 @@ def test_the_bundle_says_in_what_it_is_computed_unless_the_command_does(
 
 
 def test_float32_is_what_the_engine_computes_in() -> None:
-    compiled = load_engine(make_bundle(precision="float32"), "cpu", 1)._compiled
+    engine = load_engine(make_bundle(precision="float32"), "cpu", 1)
+    engine(WINDOW)
+    compiled = engine._compiled
     assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
 
 

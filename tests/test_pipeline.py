@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from pathlib import Path
@@ -21,7 +22,7 @@ from inference.__main__ import main
 from inference.bundle import write_bundle
 from inference.engine import OpenVinoEngine
 from inference.pipeline import Options, Segmenter
-from inference.volume import Volume, read_labels, read_volume
+from inference.volume import Shape, Volume, read_labels, read_volume
 from tests.conftest import block_levels, block_scan, level_model, make_bundle, save_nifti, u_net
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -191,6 +192,44 @@ def test_while_the_network_runs_only_what_two_rows_of_windows_share_is_held() ->
     assert len(held) == 3  # at slices 0, 6 and 12
     row = 14 * np.prod(patch) * 4
     assert max(held) - held[0] < row / 2
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_network_is_compiled_once_for_the_windows_that_fit_the_scan(
+    monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    compiled = []
+    compile_for = OpenVinoEngine._compile
+
+    def noted(self: OpenVinoEngine, window: Shape) -> None:
+        compiled.append((window, threading.current_thread() is threading.main_thread()))
+        compile_for(self, window)
+
+    monkeypatch.setattr(OpenVinoEngine, "_compile", noted)
+    bundle = make_bundle(u_net())
+    segmenter = Segmenter(bundle, OpenVinoEngine(bundle, threads, "f32"), Options(step=0.5))
+    scan = Volume(SCAN, (4.0, 2.0, 2.0), np.eye(4), None, np.eye(3))
+    prepared = segmenter.prepare(scan)
+    segmenter.finish(prepared)
+    segmenter.segment(scan)
+    assert prepared.window != bundle.plan.patch
+    assert compiled == [(prepared.window, threads == 1)]  # beside the resampling where there are two threads
+
+
+def test_a_network_that_cannot_be_compiled_is_named_at_the_first_window(
+    monkeypatch: pytest.MonkeyPatch, folders, weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: OpenVinoEngine, window: Shape) -> None:
+        raise RuntimeError("no such layer")
+
+    monkeypatch.setattr(OpenVinoEngine, "_compile", refuse)
+    inputs, outputs = folders
+    save_nifti(inputs / "CASE_0000.nii.gz", SCAN)
+    for options in ((), ("--threads", "2")):
+        caplog.clear()
+        assert run(inputs, outputs, weights, *options) == 1
+        assert "model.onnx: OpenVINO refuses the network (no such layer)" in caplog.text
+    assert names(outputs) == []
 
 
 def test_step_and_mirroring_stay_reachable(weights: Path) -> None:
