@@ -1,8 +1,6 @@
 """The table of volumes: what it says, and that the documentation's is of the same literature and limits."""
 
 import logging
-import time
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,6 @@ import pytest
 from inference.organs import ORGANS
 from train.__main__ import main
 from train.phantom.census import census, outside, table
-from train.phantom.processes import processes
 from train.phantom.volumes import LIMITS, LITERATURE
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "phantoms.md"
@@ -68,16 +65,3 @@ def test_the_command_writes_the_table_and_names_what_is_outside(
 def test_a_wrong_option_is_one_line(wrong: list[str], caplog: pytest.LogCaptureFixture) -> None:
     assert main(["phantom-volumes", *wrong]) == 1
     assert len(caplog.messages) == 1
-
-
-def stop_at_once(waiting: list[Future[None]]) -> None:
-    with processes(1) as pool:
-        waiting += [pool.submit(time.sleep, 0.1) for _ in range(60)]
-        raise KeyError
-
-
-def test_what_waits_is_not_begun_after_an_error() -> None:
-    waiting: list[Future[None]] = []
-    with pytest.raises(KeyError):
-        stop_at_once(waiting)
-    assert sum(future.cancelled() for future in waiting) > 30

@@ -1,5 +1,7 @@
 import json
 import logging
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from train.prepare import (
 )
 from train.workspace import Workspace
 
+ROOT = Path(__file__).resolve().parents[1]
 LPS = np.diag([-1.5, -1.5, 3.0, 1.0])
 
 
@@ -218,3 +221,24 @@ def test_an_unlabelled_case_needs_no_label_map(tmp_path: Path) -> None:
     write_intensities(workspace.intensities, {"percentile_00_5": -100.0, "percentile_99_5": 200.0})
     assert prepare([Case(case.id, case.image)], settings(), workspace) == ("A",)
     assert not workspace.label("A").exists()
+
+
+def test_sigterm_does_not_wait_for_all_the_scans(tmp_path: Path) -> None:
+    """Sent to this process alone, as ``docker stop`` does; Ctrl-C reaches the workers too."""
+    data, many = tmp_path / "data", 400
+    write_case(data, "CASE_0000")
+    for number in range(1, many):
+        for file in ("imagesTr/CASE_{}_0000.nii.gz", "labelsTr/CASE_{}.nii.gz"):
+            (data / file.format(f"{number:04}")).hardlink_to(data / file.format("0000"))
+    command = [sys.executable, "-m", "train", "fit", "--data", str(data), "--out", str(tmp_path / "run")]
+    told = ["--set", "prepare.workers=1", "--set", "training.start_from=weights"]
+    with subprocess.Popen([*command, *told], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if "prepare: 10 of" in line:
+                process.terminate()
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 143, rest
+    assert "what was finished is kept" in rest
+    assert 10 <= len(list(Workspace(tmp_path / "run").volumes("x").parent.iterdir())) < many

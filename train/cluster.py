@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from inference.engine import available_cores
-from train.prepare import die_with_parent
+from train.processes import die_with_parent
 
 # Before Ray is imported. A hospital's machine reports to nobody; and a small /dev/shm is enough, since no data passes
 # through Ray but names of files.

@@ -8,11 +8,10 @@ import argparse
 import csv
 import io
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from inference.organs import ORGANS
 from inference.volume import SUFFIXES, Labels, Volume, VolumeError, atomic_write, read_labels
 from train import groups
 from train.metrics import Figure, Score, Spacing, score, summarise_values
+from train.processes import available_cores, process_pool
 
 log = logging.getLogger(__name__)
 
@@ -279,7 +279,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs",
         type=_positive,
-        default=_cores(),
+        default=available_cores(),
         metavar="N",
         help="cases at a time (default: %(default)s, the cores)",
     )
@@ -316,7 +316,7 @@ def _score_pairs(pairs: Sequence[tuple[str, Path, Path]], jobs: int) -> Iterator
         for case, prediction, reference in pairs:
             yield case, *_attempt(case, prediction, reference)
         return
-    with ProcessPoolExecutor(min(jobs, len(pairs))) as pool:
+    with process_pool(min(jobs, len(pairs))) as pool:
         futures: dict[Future[tuple[Scores | str, float]], str] = {
             pool.submit(_attempt, *pair): pair[0] for pair in pairs
         }
@@ -416,7 +416,3 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a number from 1 up")
     return value
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

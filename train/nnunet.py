@@ -21,7 +21,7 @@ from inference.engine import Engine
 from inference.volume import Labels, Volume, atomic_write
 from train.config import Config, Training
 from train.intensities import INTENSITIES, read_intensities
-from train.prepare import process_pool, worker_count
+from train.processes import process_pool, worker_count
 from train.workspace import CONFIGURATION, LABELLED_DATASET, PLANS, TRAINER, Workspace
 
 log = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def preprocess(dataset: str, config: Config, workspace: Workspace, earlier: Sequ
     workers = worker_count(config.prepare.workers, len(todo))
     with contextlib.ExitStack() as stack:
         # One alone works here: a process of its own would only import nnU-Net once more.
-        run = map if workers == 1 else stack.enter_context(process_pool(workers, len(todo))).map
+        run = map if workers == 1 else stack.enter_context(process_pool(workers)).map
         for count, _ in enumerate(run(job, todo), 1):
             if count % 10 == 0 or count == len(todo):
                 log.info("preprocess: %d of %d", count, len(todo))

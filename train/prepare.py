@@ -4,16 +4,11 @@ A prepared case is done when its files exist; they appear whole. So nnU-Net resa
 and the container see the same voxels (paper section 2.1).
 """
 
-import contextlib
-import ctypes
 import json
 import logging
-import os
-import signal
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +26,12 @@ from train.intensities import (
     shares_of_case,
     write_intensities,
 )
+from train.processes import process_pool, worker_count
 from train.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 FIRST_AUXILIARY = len(ORGANS) + 1
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 INT16 = np.iinfo(np.int16)
 DIED = "a process that prepared scans died, most likely for lack of memory; lower prepare.workers"
 
@@ -155,23 +150,6 @@ def write_organ_minima(cases: Sequence[str], workspace: Workspace) -> dict[str, 
     return minima
 
 
-def worker_count(setting: int, jobs: int) -> int:
-    """Processes for ``jobs`` jobs: the setting, or one per core where it is 0."""
-    return max(1, min(jobs, setting or len(os.sched_getaffinity(0))))
-
-
-def process_pool(workers: int, jobs: int) -> ProcessPoolExecutor:
-    """Processes for ``jobs`` jobs, which end with this one, however it ends."""
-    # spawn: a forked child would inherit the locks of numeric libraries' threads.
-    return ProcessPoolExecutor(worker_count(workers, jobs), get_context("spawn"), die_with_parent)
-
-
-def die_with_parent() -> None:
-    """Have Linux kill this process when its parent ends, so that a killed run leaves nobody who writes into its folder."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _settle_intensities(cases: Sequence[Case], config: Config, workspace: Workspace) -> None:
     """Measure the organs' HU, or take them over from the training that this one starts from; what is there stays."""
     if workspace.intensities.exists():
@@ -193,7 +171,7 @@ def _measured(cases: Sequence[Case], config: Config) -> Iterable[Shares]:
     """HU of the organs of each case, several at once; of one that cannot be read nothing, which preparing it will tell."""
     if not cases:
         return
-    with process_pool(config.prepare.workers, len(cases)) as pool:
+    with process_pool(worker_count(config.prepare.workers, len(cases))) as pool:
         jobs = [pool.submit(shares_of_case, case) for case in cases]
         for count, job in enumerate(jobs, 1):  # in the cases' order: sums of floats depend on theirs
             try:
@@ -211,7 +189,7 @@ def _prepare_all(cases: Sequence[Case], config: Config, workspace: Workspace) ->
     if not cases:
         return {}
     failed: dict[str, str] = {}
-    with process_pool(config.prepare.workers, len(cases)) as pool:
+    with process_pool(worker_count(config.prepare.workers, len(cases))) as pool:
         jobs = {pool.submit(prepare_case, case, config, workspace): case.id for case in cases}
         for count, job in enumerate(as_completed(jobs), 1):
             case = jobs[job]

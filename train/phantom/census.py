@@ -16,9 +16,9 @@ from train.phantom.anatomy import Scene, build
 from train.phantom.body import Body, field
 from train.phantom.canvas import Canvas, Grid, recode
 from train.phantom.disease import Disease
-from train.phantom.processes import processes
 from train.phantom.tissue import label_table
 from train.phantom.volumes import LIMITS, LITERATURE
+from train.processes import process_pool
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def census(seeds: Iterable[int], jobs: int = 1) -> Iterator[tuple[int, Volumes]]
     if jobs <= 1:
         yield from zip(seeds, map(_measure, seeds), strict=True)
         return
-    with processes(jobs) as pool:
+    with process_pool(jobs) as pool:
         yield from zip(seeds, pool.map(_measure, seeds), strict=True)
 
 

@@ -17,9 +17,9 @@ from train.phantom.artefact import Artefacts, draw_artefact
 from train.phantom.body import Body, stream
 from train.phantom.canvas import Grid
 from train.phantom.disease import Disease, draw_disease
-from train.phantom.processes import processes
 from train.phantom.scan import Phantom, generate
 from train.phantom.tissue import AUXILIARY
+from train.processes import process_pool
 
 log = logging.getLogger(__name__)
 
@@ -376,7 +376,7 @@ def _run(orders: list[Order], jobs: int) -> Iterator[str]:
     if jobs <= 1:
         yield from map(write_case, orders)
         return
-    with processes(jobs) as pool:
+    with process_pool(jobs) as pool:
         for future in as_completed([pool.submit(write_case, order) for order in orders]):
             yield future.result()
 
