@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,6 +34,11 @@ def onnxruntime(bundle: Bundle) -> Engine:
     """The GPU engine's code on ONNX Runtime's CPU provider: the same path but for the device."""
     pytest.importorskip("onnxruntime")
     return OnnxRuntimeEngine(bundle, "f32", "CPUExecutionProvider")
+
+
+def precision_of(engine: Engine) -> Any:
+    """In what a network that was compiled computes, an OpenVINO type."""
+    return engine._compiled.get_property("INFERENCE_PRECISION_HINT")
 
 
 both = pytest.mark.parametrize("load", [openvino, onnxruntime])
@@ -85,6 +91,28 @@ def test_windows_grow_until_the_largest_layer_is_too_large(monkeypatch: pytest.M
         monkeypatch.setattr("inference.engine.LARGEST_LAYER", room * layer)
         grown[room] = OpenVinoEngine(make_bundle(u_net()), 1, "f32").growth
     assert grown == {0.5: 1, 1.5: 1.5, 3: 2}
+
+
+def test_growth_knows_in_what_this_cpu_will_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = OpenVinoEngine(make_bundle(u_net()), 1)
+    engine(WINDOW)
+    monkeypatch.setattr("inference.engine.LARGEST_LAYER", 1.5 * 14 * 8 * 16 * 16 * precision_of(engine).size)
+    assert OpenVinoEngine(make_bundle(u_net()), 1).growth == 1.5
+
+
+def test_layers_of_bfloat16_are_half_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Core:
+        def get_property(self, device: str, name: str) -> object:
+            assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+            return ["FP32", "BF16", "INT8"]
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(openvino_core(), name)
+
+    monkeypatch.setattr("inference.engine.openvino_core", Core)
+    monkeypatch.setattr("inference.engine.LARGEST_LAYER", 1.5 * 14 * 8 * 16 * 16 * 2)
+    assert OpenVinoEngine(make_bundle(u_net()), 1).growth == 1.5
+    assert OpenVinoEngine(make_bundle(u_net()), 1, "f32").growth == 1
 
 
 @both
@@ -174,8 +202,7 @@ def test_the_bundle_says_in_what_it_is_computed_unless_the_command_does(
 def test_float32_is_what_the_engine_computes_in() -> None:
     engine = load_engine(make_bundle(precision="float32"), "cpu", 1)
     engine(WINDOW)
-    compiled = engine._compiled
-    assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+    assert precision_of(engine).get_type_name() == "f32"
 
 
 def test_the_cores_of_a_container_are_its_quota(tmp_path: Path) -> None:
