@@ -6,6 +6,7 @@ from concurrent.futures import Future
 
 import pytest
 
+from inference.engine import available_cores
 from train.processes import process_pool, worker_count
 
 
@@ -36,5 +37,5 @@ def test_a_process_has_one_thread_for_linear_algebra_and_the_caller_its_own_agai
 def test_there_are_no_more_processes_than_jobs_or_the_setting_says() -> None:
     assert worker_count(3, 10) == 3
     assert worker_count(3, 2) == 2
-    assert worker_count(0, 1000) == len(os.sched_getaffinity(0))
+    assert worker_count(0, 1000) == available_cores()
     assert worker_count(0, 0) == 1

@@ -20,11 +20,12 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from inference.engine import available_cores
 from inference.organs import ORGANS
 from inference.volume import SUFFIXES, Labels, Volume, VolumeError, atomic_write, read_labels
 from train import groups
 from train.metrics import Figure, Score, Spacing, score, summarise_values
-from train.processes import available_cores, process_pool
+from train.processes import process_pool
 
 log = logging.getLogger(__name__)
 

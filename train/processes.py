@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
+from inference.engine import available_cores
+
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -37,11 +39,6 @@ def process_pool(count: int) -> Iterator[ProcessPoolExecutor]:
 def worker_count(setting: int, jobs: int) -> int:
     """Processes for ``jobs`` jobs: the setting, or one per core where it is 0."""
     return max(1, min(jobs, setting or available_cores()))
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def die_with_parent() -> None:
