@@ -241,4 +241,4 @@ def test_sigterm_does_not_wait_for_all_the_scans(tmp_path: Path) -> None:
         rest = process.stderr.read()
     assert process.returncode == 143, rest
     assert "what was finished is kept" in rest
-    assert 10 <= len(list(Workspace(tmp_path / "run").volumes("x").parent.iterdir())) < many
+    assert 10 <= len(list(Workspace(tmp_path / "run").volumes("x").parent.iterdir())) < many / 2
