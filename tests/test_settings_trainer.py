@@ -80,9 +80,9 @@ def test_a_training_starts_from_a_checkpoint_and_refuses_another_networks(traine
 class Net(torch.nn.Module):
     """Named as nnU-Net's: an encoder, and an output for each of two resolutions, the last one the finest."""
 
-    def __init__(self, classes: int, width: int = 4) -> None:
+    def __init__(self, classes: int, width: int = 4, kernel: tuple[int, int, int] = (3, 3, 3)) -> None:
         super().__init__()
-        self.encoder = torch.nn.Conv3d(1, width, 3, padding=1)
+        self.encoder = torch.nn.Conv3d(1, width, kernel, padding=[size // 2 for size in kernel])
         self.decoder = torch.nn.Module()
         self.decoder.seg_layers = torch.nn.ModuleList(torch.nn.Conv3d(width, classes, 1) for _ in range(2))
 
@@ -101,6 +101,18 @@ def test_a_training_starts_from_an_exported_network(trainer: ModuleType, tmp_pat
     assert torch.equal(started.decoder.seg_layers[1].weight, exported.decoder.seg_layers[1].weight[:classes])
     assert torch.equal(started.decoder.seg_layers[1].bias, exported.decoder.seg_layers[1].bias[:classes])
     assert torch.equal(started.decoder.seg_layers[0].weight, coarse)  # not in the file
+
+
+def test_wider_kernels_begin_as_the_exported_ones_within_zeros(trainer: ModuleType, tmp_path: Path) -> None:
+    exported, started = Net(16), Net(16, kernel=(3, 5, 7))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(to_onnx(fold_auxiliary(exported), (4, 4, 4), half=True))
+    trainer.load_exported(started, path)
+    image = torch.randn(1, 1, 6, 8, 10)
+    assert torch.allclose(started(image), exported(image), atol=1e-5)
+    for narrower in ((3, 3, 1), (3, 4, 3)):
+        with pytest.raises(RuntimeError, match=r"encoder.weight has shape \(4, 1, 3, 3, 3\)"):
+            trainer.load_exported(Net(16, kernel=narrower), path)
 
 
 def test_a_training_refuses_an_exported_network_of_another_size(trainer: ModuleType, tmp_path: Path) -> None:

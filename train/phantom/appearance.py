@@ -83,6 +83,8 @@ def draw_look(r: np.random.Generator, disease: Disease, lesions: dict[int, Lesio
     mixed[T.CAVA] = hu[T.CAVA]
     if e and not phase.late and r.random() < 0.4:  # blood from the legs comes late
         mixed[T.CAVA] = blood + u(0.1, 0.6) * (hu[T.CAVA] - blood)
+    if r.random() < 0.35:  # small vessels and calyces that crowd the sinus are not painted
+        hu[T.SINUS] = mixed[T.SINUS] = u(float(hu[T.SINUS]), 15)
     for tissue, lesion in lesions.items():
         hu[tissue] = mixed[tissue] = lesion_hu(lesion, hu, r)
     return Look(phase, hu, mixed, _mottles(hu, r, max(0.0, 2.5 * e * (a - 0.6))))

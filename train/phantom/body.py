@@ -28,6 +28,7 @@ STREAMS = (
     "viscera",
     "arms",
     "bare area",
+    "meal",
 )
 
 

@@ -35,7 +35,7 @@ HEADS = "decoder.seg_layers."  # nnU-Net's outputs, one per stage of the decoder
 HEADS_RATE = 0.01  # at which random ones learn alone
 # The augmentation "gentle": radians about each axis, and by how much a patch grows or shrinks.
 GENTLE_ROTATION = float(np.deg2rad(8))
-GENTLE_SCALING = (0.85, 1.18)
+GENTLE_SCALING = (0.75, 1.33)
 GENTLE_PROBABILITY = 0.4
 
 
@@ -66,7 +66,7 @@ class Decay:
 def load_exported(network: torch.nn.Module, path: Path) -> list[str]:
     """Copy the weights of an exported network into ``network``, which may know fewer classes: the first ones.
 
-    The export drops the outputs of lower resolution that deep supervision adds; these stay as they are, and their parameters'
+    Where the network's kernels are wider, zeros surround the exported ones, so that it begins as the same function. The export drops the outputs of lower resolution that deep supervision adds; these stay as they are, and their parameters'
     names are returned. Raises RuntimeError where sizes differ or a weight is missing.
     """
     import onnx
@@ -84,7 +84,7 @@ def load_exported(network: torch.nn.Module, path: Path) -> list[str]:
             continue
         if name not in found:
             raise RuntimeError(f"{name} is missing")
-        values = found[name][: len(parameter)] if name in heads else found[name]
+        values = found[name][: len(parameter)] if name in heads else widened(found[name], parameter.shape)
         if values.shape != parameter.shape:
             raise RuntimeError(f"{name} has shape {tuple(values.shape)}; expected {tuple(parameter.shape)}")
         copies.append((parameter, values))
@@ -94,6 +94,18 @@ def load_exported(network: torch.nn.Module, path: Path) -> list[str]:
         for parameter, values in copies:
             parameter.copy_(values)
     return fresh
+
+
+def widened(kernel: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """A convolution's ``kernel`` (out, in, z, y, x) in the middle of zeros, of ``shape`` where that is as much wider on both sides.
+
+    Anything else is returned as it is.
+    """
+    margins = [(wanted - found) / 2 for wanted, found in zip(shape, kernel.shape, strict=False)]
+    alike = kernel.ndim == len(shape) == 5 and kernel.shape[:2] == shape[:2]
+    if not alike or any(margin < 0 or margin % 1 for margin in margins):
+        return kernel
+    return torch.nn.functional.pad(kernel, [int(margin) for margin in reversed(margins[2:]) for _ in range(2)])
 
 
 class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
@@ -297,7 +309,13 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
                 self.random_heads = [name for name in random_heads if not name.startswith(f"{HEADS}0.")]
             else:
                 checkpoint = torch.load(path, map_location=self.device, weights_only=False)
-                network.load_state_dict(checkpoint["network_weights"])
+                wanted = network.state_dict()
+                network.load_state_dict(
+                    {
+                        name: widened(values, wanted[name].shape) if name in wanted else values
+                        for name, values in checkpoint["network_weights"].items()
+                    }
+                )
         except RuntimeError as error:
             raise ValueError(
                 f"{path}: weights of another network; expected this run's, in size and classes ({error})"

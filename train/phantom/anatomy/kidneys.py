@@ -127,7 +127,9 @@ def _kidney(scene: Scene, name: str, side: int, cortex: int, medulla: int) -> No
     wide = scene.u(0.55, 0.95)  # of the renal pelvis, as a share of the sinus
     pyramids = [(t, scene.r.random() < 0.85, scene.r.normal(0, 0.08)) for t in np.linspace(-2.4, 2.4, 9)]
     thickness = scene.u(0.2, 0.28)
-    pelvis = scene.u(3, 7)
+    pelvis, vessel = scene.u(3, 7), scene.retro.uniform(1.6, 3.4)
+    if scene.retro.random() < 0.35:  # a full pelvis, which reaches out of the hilum
+        pelvis, wide = pelvis * scene.retro.uniform(1.2, 1.9), 1.0
     shell = Composite((kidney.grown(margin), Ellipsoid(kidney.at(0, 0.3, 0.88), axes * (0.7, 0.7, 0.26) + fat_above)))
     everything = (*BOWEL, *ORGAN_TISSUES["liver"], T.SPLEEN, *ORGAN_TISSUES["stomach"])
     c.paint(shell, T.FAT, everything)
@@ -152,7 +154,7 @@ def _kidney(scene: Scene, name: str, side: int, cortex: int, medulla: int) -> No
     c.paint(Ellipsoid(hollow.at(-side * 0.35, 0, -0.1), (pelvis * 1.6, flat, pelvis)), T.URINE, [T.SINUS, T.FAT])
     for k in range(3):
         calyx = np.array([hollow.at(-side * 0.2, 0, 0), hollow.at(side * 0.6, 0, 0.75 * (k - 1))])
-        c.paint(Tube(calyx, 1.8), T.URINE if k % 2 else T.VEIN, [T.SINUS])
+        c.paint(Tube(calyx, 1.8 if k % 2 else vessel), T.URINE if k % 2 else T.VEIN, [T.SINUS])
 
 
 def adrenals(scene: Scene) -> None:
@@ -274,7 +276,8 @@ def _adrenal_limbs(scene: Scene, middle: Doubles, side: int) -> list[Tube]:
             parts.append(Tube(leaf, [thick[k + 1], thick[k + 1], 0.75 * thick[k + 1]], (1, 1, stretch)))
     if n(0, 1) > -1.0:  # a body where the leaves meet
         half = np.array((0, 0, u(0.15, 0.4) * height))
-        parts.append(Tube(np.array([middle + half + lean * -0.2, middle - half + lean * 0.2]), u(2.6, 4.4)))
+        thickest = u(2.6, 4.4) * (1 if scene.retro.random() > 0.15 else scene.retro.uniform(1.3, 1.9))  # nodular
+        parts.append(Tube(np.array([middle + half + lean * -0.2, middle - half + lean * 0.2]), thickest))
     return parts
 
 

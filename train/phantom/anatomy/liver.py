@@ -9,7 +9,7 @@ from train.phantom.canvas import Below, Composite, Ellipsoid, Tube, through, vec
 from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
 
 LEAST_LIVER = 970.0  # mL beside stomach and right kidney, of which smaller neighbours and deformation take some
-LEAST_SPLEEN = 93.0  # mL beside the left kidney, of which stomach and deformation take some
+LEAST_SPLEEN = 104.0  # mL beside the left kidney, of which stomach and deformation take some
 NARROW = 18.0  # mm between kidney and wall: the liver stays in front
 
 
@@ -67,7 +67,8 @@ def liver(scene: Scene) -> None:
     liver = _liver_at(scene, scale, pose)
     coats = ((-2.6, T.BOWEL_WALL, LUMEN), (0.0, T.LIVER, FREE))
     scene.paint_at_the_wall(liver, coats, hug)
-    c.paint_in_turn(Ellipsoid(pose["caudate"], np.array((17, 15, 24)) * scale), coats)
+    # Its own size: a lobe that a thin body's liver had scaled up stood out before the great vessels.
+    c.paint_in_turn(Ellipsoid(pose["caudate"], np.array((17, 15, 24)) * min(scale, 1.05)), coats)
     scene.liver = liver
     scene.shapes["liver"] = Ellipsoid(pose["right"], pose["right_axes"] * scale * 0.85)
     # Falciform ligament's fissure, porta hepatis
@@ -199,11 +200,11 @@ def spleen(scene: Scene) -> None:
     target = scene.targets["spleen"]
     size = (target / 200) ** (1 / 3)
     centre = np.array(
-        [scene.half - n(17, 3) * size, 0.42 * b.cavity_back + n(0, 5), b.dome_left - 42 - 34 * size + n(0, 6)]
+        [scene.half - n(17, 3) * size, 0.42 * b.cavity_back + n(2, 8), b.dome_left - 42 - 34 * size + n(0, 6)]
     )
-    axes = np.array([n(26, 4), n(44, 6), n(48, 7)])
-    angles = (n(0.35, 0.2), n(-0.2, 0.13), n(-0.35, 0.2))
-    dent, deep = (n(-0.15, 0.15), n(-0.1, 0.2)), n(-1.42, 0.1)
+    axes = np.array([n(27, 5), n(44, 7), n(48, 8)])
+    angles = (n(0.35, 0.2), n(-0.2, 0.13), n(-0.38, 0.28))
+    dent, deep = (n(-0.15, 0.15), n(-0.1, 0.2)), n(-1.46, 0.13)
 
     def at(scale: float) -> Composite:
         body = Ellipsoid(centre, axes * size * scale, angles)
@@ -211,7 +212,7 @@ def spleen(scene: Scene) -> None:
         return Composite((body,), (hollow,))
 
     hug = Hug(1, float(scene.wall.uniform(2, 12)) * (1 - 0.4 * b.visceral), float(scene.wall.uniform(0, 14)))
-    scale = scene.fit(at, target * 1.08, hug)
+    scale = scene.fit(at, target * 1.13, hug)
     kidney = scene.shapes["left_kidney"]
     assert isinstance(kidney, Ellipsoid)
     beside = kidney.grown(scene.gap + 2)

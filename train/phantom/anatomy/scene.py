@@ -33,6 +33,7 @@ TARGETS: dict[str, tuple[float, float, float, float]] = {
     "left_adrenal_gland": (4.5, 0.26, 2.5, 6.2),
     "duodenum": (70, 0.33, 34, 135),
 }
+CONTRACTED = 0.1  # share of people whose gallbladder has emptied, as after a meal
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,9 @@ class Scene:
             name: float(np.clip(mean * size * np.exp(self.r.normal(0, sd)), low, high))
             for name, (mean, sd, low, high) in TARGETS.items()
         }
+        meal = stream(seed, "meal")
+        if meal.random() < CONTRACTED:
+            self.targets["gallbladder"] = float(meal.uniform(3, 10))
         if disease.enlarged_spleen:
             self.targets["spleen"] = float(stream(seed, "lesions").uniform(380, 800))
 
