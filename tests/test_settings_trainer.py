@@ -72,6 +72,11 @@ def test_a_training_starts_from_a_checkpoint_and_refuses_another_networks(traine
     torch.save({"network_weights": {"weight": torch.full((2, 1, 3, 3, 3), 0.5), "bias": torch.zeros(2)}}, path)
     trainer.SettingsTrainer.load_initial_weights(Training(), path)
     assert float(Training.network.weight.detach().mean()) == 0.5
+    Training.network = torch.nn.Conv3d(1, 2, (3, 5, 3))
+    trainer.SettingsTrainer.load_initial_weights(Training(), path)
+    rows = Training.network.weight.detach()
+    assert bool((rows[:, :, :, 1:4] == 0.5).all())
+    assert float(rows.sum()) == 0.5 * 2 * 27
     torch.save({"network_weights": {"weight": torch.zeros((3, 1, 3, 3, 3)), "bias": torch.zeros(3)}}, path)
     with pytest.raises(ValueError, match="weights of another network"):
         trainer.SettingsTrainer.load_initial_weights(Training(), path)
