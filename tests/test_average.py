@@ -60,6 +60,31 @@ def test_networks_of_two_kinds_have_no_mean(other: Bundle, message: str) -> None
         average([other, make_bundle()])
 
 
+def test_networks_on_two_grids_have_a_mean_where_it_is_asked_for(tmp_path: Path) -> None:
+    for name, spacing in (("a", (4.0, 2.0, 3.0)), ("b", (4.0, 2.0, 2.0))):
+        write_bundle(tmp_path / name, make_bundle(spacing=spacing))
+    words = ["average", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "mean")]
+    assert main(words) == 1
+    assert main([*words, "--across-grids"]) == 0
+    assert read_bundle(tmp_path / "mean").plan.spacing == (4.0, 2.0, 2.0)
+
+
+def test_narrower_kernels_count_as_zero_around() -> None:
+    last = make_bundle(u_net())
+    narrow = onnx.load_from_string(last.model)
+    cut = [tensor for tensor in narrow.graph.initializer if list(tensor.dims[2:]) == [3, 3, 3]]
+    for tensor in cut:
+        middle = numpy_helper.to_array(tensor)[:, :, :, 1:2, 1:2]
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(middle), tensor.name))
+    found = weights_of(average([make_bundle(narrow.SerializeToString()), last]).model)
+    for tensor in cut:
+        values = weights_of(last.model)[tensor.name]
+        inner = np.zeros_like(values)
+        inner[:, :, :, 1, 1] = values[:, :, :, 1, 1]
+        assert np.allclose(found[tensor.name], (values + inner) / 2, 1e-3)
+    assert cut
+
+
 def test_a_bundle_that_is_not_there_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert main(["average", str(tmp_path / "none"), "--out", str(tmp_path / "mean")]) == 1
     assert str(tmp_path / "none") in caplog.text

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from inference.bundle import Bundle, BundleError, Plan, read_bundle, write_bundle
+from train.trainer.kernels import widened
 
 log = logging.getLogger(__name__)
 
 # What two networks must share for a mean of them to be one: how a scan reaches them and what their outputs mean.
-SHARED = ("orientation", "spacing", "patch", "classes", "intensity")
+GRID = ("spacing", "patch")
+SHARED = ("orientation", *GRID, "classes", "intensity")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,13 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="folders of bundles, the youngest last: its plan is kept",
     )
+    parser.add_argument(
+        "--across-grids",
+        action="store_true",
+        help="also of networks on other grids or patches than the last one's, which the mean works on",
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder of the mean")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the mean; returns the exit code."""
     try:
-        write_bundle(arguments.out, average([read_bundle(folder) for folder in arguments.bundles]))
+        bundles = [read_bundle(folder) for folder in arguments.bundles]
+        write_bundle(arguments.out, average(bundles, across_grids=arguments.across_grids))
     except (BundleError, OSError) as error:
         log.error("%s", error)
         return 1
@@ -46,10 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def average(bundles: Sequence[Bundle]) -> Bundle:
+def average(bundles: Sequence[Bundle], across_grids: bool = False) -> Bundle:
     """The mean of the bundles' weights, in the last one's arithmetic and with its plan.
 
-    Raises BundleError where they are not of one kind.
+    Kernels that are narrower than the last one's count as zero around, as a training that started from them saw them.
+    ``across_grids``: spacing and patch may differ. Raises BundleError where the networks are not of one kind.
     """
     import onnx
     from onnx import numpy_helper
@@ -58,6 +67,8 @@ def average(bundles: Sequence[Bundle]) -> Bundle:
     weights = []
     for number, bundle in enumerate(bundles, 1):
         for name in SHARED:
+            if across_grids and name in GRID:
+                continue
             found, expected = getattr(bundle.plan, name), getattr(last.plan, name)
             if found != expected:
                 raise BundleError(f"bundle {number}: {name} is {found}; expected the last one's, {expected}")
@@ -65,6 +76,8 @@ def average(bundles: Sequence[Bundle]) -> Bundle:
         weights.append({tensor.name: numpy_helper.to_array(tensor) for tensor in tensors})
     model = onnx.load_from_string(last.model)
     for number, found in enumerate(weights, 1):
+        for name in found.keys() & weights[-1].keys():
+            found[name] = widened(found[name], weights[-1][name].shape)
         sizes, expected = ({name: values.shape for name, values in each.items()} for each in (found, weights[-1]))
         if sizes != expected:
             differing = sorted(name for name in sizes | expected if sizes.get(name) != expected.get(name))

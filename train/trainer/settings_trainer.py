@@ -21,6 +21,7 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
 # nnU-Net puts this folder on the path.
 from cpu_training import DiceAndCrossEntropy, keep_channels_last, keep_freed_memory
+from kernels import widened
 from mean_weights import MeanWeights
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
@@ -66,8 +67,9 @@ class Decay:
 def load_exported(network: torch.nn.Module, path: Path) -> list[str]:
     """Copy the weights of an exported network into ``network``, which may know fewer classes: the first ones.
 
-    Where the network's kernels are wider, zeros surround the exported ones, so that it begins as the same function. The export drops the outputs of lower resolution that deep supervision adds; these stay as they are, and their parameters'
-    names are returned. Raises RuntimeError where sizes differ or a weight is missing.
+    Where the network's kernels are wider, zeros surround the exported ones, so that it begins as the same function. The export
+    drops the outputs of lower resolution that deep supervision adds; these stay as they are, and their parameters' names are
+    returned. Raises RuntimeError where sizes differ or a weight is missing.
     """
     import onnx
     from onnx import numpy_helper
@@ -75,7 +77,7 @@ def load_exported(network: torch.nn.Module, path: Path) -> list[str]:
     found = {}
     for tensor in onnx.load(path).graph.initializer:
         name = tensor.name.removesuffix("_float16").removeprefix("network.")
-        found[name] = torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32))
+        found[name] = numpy_helper.to_array(tensor).astype(np.float32)
     heads = {name for name in found if name.startswith(HEADS)}
     copies, fresh = [], []
     for name, parameter in network.named_parameters():
@@ -92,20 +94,8 @@ def load_exported(network: torch.nn.Module, path: Path) -> list[str]:
         raise RuntimeError(f"it has more stages: {', '.join(sorted(heads))}")
     with torch.no_grad():
         for parameter, values in copies:
-            parameter.copy_(values)
+            parameter.copy_(torch.from_numpy(values))
     return fresh
-
-
-def widened(kernel: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """A convolution's ``kernel`` (out, in, z, y, x) in the middle of zeros, of ``shape`` where that is as much wider on both sides.
-
-    Anything else is returned as it is.
-    """
-    margins = [(wanted - found) / 2 for wanted, found in zip(shape, kernel.shape, strict=False)]
-    alike = kernel.ndim == len(shape) == 5 and kernel.shape[:2] == shape[:2]
-    if not alike or any(margin < 0 or margin % 1 for margin in margins):
-        return kernel
-    return torch.nn.functional.pad(kernel, [int(margin) for margin in reversed(margins[2:]) for _ in range(2)])
 
 
 class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
@@ -312,7 +302,9 @@ class SettingsTrainer(nnUNetTrainer):  # type: ignore[misc]
                 wanted = network.state_dict()
                 network.load_state_dict(
                     {
-                        name: widened(values, wanted[name].shape) if name in wanted else values
+                        name: torch.from_numpy(widened(values.cpu().numpy(), wanted[name].shape))
+                        if name in wanted
+                        else values
                         for name, values in checkpoint["network_weights"].items()
                     }
                 )
