@@ -10,6 +10,7 @@ from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
 
 LEAST_LIVER = 970.0  # mL beside stomach and right kidney, of which smaller neighbours and deformation take some
 LEAST_SPLEEN = 104.0  # mL beside the left kidney, of which stomach and deformation take some
+MOST_SPLEEN = 345.0  # mL of a healthy one
 NARROW = 18.0  # mm between kidney and wall: the liver stays in front
 
 
@@ -212,7 +213,7 @@ def spleen(scene: Scene) -> None:
         return Composite((body,), (hollow,))
 
     hug = Hug(1, float(scene.wall.uniform(2, 12)) * (1 - 0.4 * b.visceral), float(scene.wall.uniform(0, 14)))
-    scale = scene.fit(at, target * 1.13, hug)
+    scale = scene.fit(at, target * 1.13 if scene.disease.enlarged_spleen else min(target * 1.13, MOST_SPLEEN), hug)
     kidney = scene.shapes["left_kidney"]
     assert isinstance(kidney, Ellipsoid)
     beside = kidney.grown(scene.gap + 2)

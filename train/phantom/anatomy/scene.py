@@ -29,7 +29,7 @@ TARGETS: dict[str, tuple[float, float, float, float]] = {
     "pancreas": (78, 0.27, 42, 130),
     "gallbladder": (30, 0.45, 9, 66),
     "stomach": (270, 0.55, 95, 780),
-    "right_adrenal_gland": (3.9, 0.26, 2.2, 6.4),
+    "right_adrenal_gland": (3.9, 0.26, 2.2, 6.0),
     "left_adrenal_gland": (4.5, 0.26, 2.5, 6.2),
     "duodenum": (70, 0.33, 34, 135),
 }
