@@ -110,5 +110,7 @@ def test_the_settings_for_phantoms_are_valid_and_share_the_phantoms_classes(name
 def test_the_second_stage_goes_on_with_the_network_of_the_first() -> None:
     first, second = load_config(SMALL), load_config(DEFAULTS.with_name("wide.toml"))
     assert first.prepare.spacing == second.prepare.spacing
-    for field in ("features", "kernels", "strides", "encoder_convolutions", "decoder_convolutions"):
+    for narrow, wide in zip(first.network.kernels, second.network.kernels):  # zeros go around narrower ones
+        assert all(size <= wider and (wider - size) % 2 == 0 for size, wider in zip(narrow, wide))
+    for field in ("features", "strides", "encoder_convolutions", "decoder_convolutions"):
         assert getattr(first.network, field) == getattr(second.network, field), field
