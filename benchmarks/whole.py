@@ -1,7 +1,7 @@
 """The whole command, cold, beside nnU-Net's: time, CPU and memory, stage by stage; and how ours grows with the scan.
 
     python -m benchmarks.whole [--repeats 3] [--out docs/bench.json]      # `make bench`; half an hour on two cores the first time
-    python -m benchmarks.whole --only shipped --out FILE                  # two minutes: the shipped network alone
+    python -m benchmarks.whole --only shipped [--out FILE]                # two minutes: the shipped network alone
 
 Both sides run the same full-size network on the same phantom (benchmarks/sides.py), alternately, a process each. Every run is
 kept in build/bench, so that a bench that was cut off goes on; a run whose program, network or scan changed is made again. The
@@ -154,7 +154,7 @@ def main() -> int:
     """Run the bench; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side (3)")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="report (docs/bench.json)")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="report (docs/bench.json; with --only a file in build)")
     parser.add_argument(
         "--warm", action="store_true", help="leave the page cache alone; else it is dropped where root may"
     )
@@ -162,7 +162,7 @@ def main() -> int:
     parser.add_argument("--only", metavar="WORD", help="only settings whose title holds WORD, and what was run before")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    out = arguments.out or (sides.CACHE / "rehearsal.json" if arguments.tiny else OUT)
+    out = report_file(arguments)
     cold = not arguments.warm and os.access(PAGE_CACHE, os.W_OK)
     plans = plan_bench(arguments.tiny)
     order = plans.order(arguments.repeats)
@@ -193,6 +193,15 @@ def main() -> int:
         write_report(out, report)
         sys.stdout.write(tables(report))
     return 0
+
+
+def report_file(arguments: argparse.Namespace) -> Path:
+    """Where the report goes: docs/bench.json, unless another file is named or the run is a rehearsal or but a part."""
+    if arguments.out:
+        return Path(arguments.out)
+    if arguments.tiny:
+        return sides.CACHE / "rehearsal.json"
+    return sides.CACHE / "part.json" if arguments.only else OUT
 
 
 def make_network() -> None:

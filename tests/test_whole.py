@@ -1,5 +1,6 @@
 """The bench's bookkeeping: what is run in which order, what is kept, what is made of the figures. Costs are made up here."""
 
+import argparse
 import json
 import shutil
 import sys
@@ -46,6 +47,15 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.setattr(whole, "commit", lambda: "abc")
     whole.made_of.cache_clear()
     return commands
+
+
+def test_a_part_of_the_bench_leaves_the_whole_ones_report_alone() -> None:
+    def file(**options: object) -> Path:
+        return whole.report_file(argparse.Namespace(**{"out": None, "tiny": False, "only": None} | options))
+
+    assert file() == whole.OUT
+    assert file(out=Path("x.json"), only="shipped") == Path("x.json")
+    assert whole.OUT not in {file(only="shipped"), file(tiny=True)}
 
 
 def run(monkeypatch: pytest.MonkeyPatch, out: Path, *words: str) -> dict:
