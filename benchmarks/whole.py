@@ -154,7 +154,9 @@ def main() -> int:
     """Run the bench; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side (3)")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="report (docs/bench.json; with --only a file in build)")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="report (docs/bench.json; with --only a file in build)"
+    )
     parser.add_argument(
         "--warm", action="store_true", help="leave the page cache alone; else it is dropped where root may"
     )
