@@ -104,6 +104,8 @@ def _vessels(hu: Floats, r: np.random.Generator, phase: Phase, blood: float) -> 
     hu[T.CAVA], hu[T.VEIN], hu[T.PORTAL] = cava, cava + e * (1 - a) * u(-20, 30), portal
     hu[T.LEFT_HEART], hu[T.RIGHT_HEART] = aorta + u(-15, 5), right
     hu[T.MYOCARDIUM] = u(35, 55) + e * u(30, 90)
+    if r.random() < 0.3:  # hardly darker than the blood
+        hu[T.MYOCARDIUM] = max(hu[T.MYOCARDIUM], min(hu[T.LEFT_HEART], hu[T.RIGHT_HEART]) - u(5, 30))
 
 
 def _livers(hu: Floats, r: np.random.Generator, phase: Phase, *, fatty: bool) -> None:

@@ -29,6 +29,8 @@ STREAMS = (
     "arms",
     "bare area",
     "meal",
+    "variants",
+    "small vessels",
 )
 
 

@@ -30,3 +30,4 @@ def build(scene: Scene) -> None:
     chest.esophagus(scene)
     liver.gallbladder(scene)
     kidneys.adrenals(scene)
+    vessels.small_vessels(scene)

@@ -11,6 +11,7 @@ from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
 
 SQUARE = 0.15  # of a kidney's ellipsoid
 FORMS = ("Y", "V", "lambda", "line")  # of an adrenal gland in an axial slice
+PTOTIC = {-1: 0.14, 1: 0.07}  # share of kidneys, right and left, that lie low
 BESIDE = 8.0  # mm from the middle of an adrenal gland to the cardia, below which the esophagus would cover the gland
 
 
@@ -37,6 +38,14 @@ def _placed(scene: Scene, name: str, side: int, height: float) -> Ellipsoid:
     centre = (side * (b.spine_radius * 1.2 + 36 + n(2, 4)), b.spine(z)[1] + n(6, 5), z)
     # upper pole medial and posterior, hilum towards the front and the middle
     angles = (n(0.16, 0.08), -side * n(0.2, 0.09), side * n(0.5, 0.22))
+    low = scene.variants
+    chance, drop, turned = low.random(), float(low.uniform(12, 58)), float(low.uniform(0, 1.1))
+    scene.lowered[name] = 0.0
+    if chance < PTOTIC[side] and not scene.disease.horseshoe_kidney:  # beside the psoas where it is thick, and turned
+        scene.lowered[name] = drop
+        z -= drop
+        centre = (centre[0] + side * 0.22 * drop, b.spine(z)[1] - n(4, 6), z)
+        angles = (angles[0], angles[1], side * turned)
     if scene.disease.horseshoe_kidney:  # low, close, and the lower poles turned to each other
         centre = (centre[0] - side * 9, centre[1] - 8, z - 24)
         angles = (angles[0], side * 0.38, side * 0.15)
@@ -186,7 +195,8 @@ def _right_gland_at(scene: Scene) -> Doubles:
     """Behind the vena cava's outer half, above the kidney, beside the crus."""
     b, n, kidney = scene.body, scene.n, scene.shapes["right_kidney"]
     assert isinstance(kidney, Ellipsoid)
-    high = float(np.clip(float(kidney.at(0, 0, 1.0)[2]) + n(7, 5), 40.0, max(b.dome_right - 56, 42.0)))
+    pole = float(kidney.at(0, 0, 1.0)[2]) + scene.lowered["right_kidney"]  # the gland stays where a kidney descends
+    high = float(np.clip(pole + n(3, 8), 40.0, max(b.dome_right - 56, 42.0)))
     x, y, wide, deep = section(scene.cava, high)
     crus, _, half, _ = section(scene.crura[-1], high)
     medial = min(x - scene.u(-0.3, 0.3) * wide, crus - half - scene.u(4, 8), -b.spine_radius - scene.u(4.5, 7.5))
@@ -197,9 +207,9 @@ def _left_gland_at(scene: Scene) -> Doubles:
     """In front of the upper pole, beside crus and aorta."""
     b, n, kidney = scene.body, scene.n, scene.shapes["left_kidney"]
     assert isinstance(kidney, Ellipsoid)
-    pole = kidney.at(0, 0, 1.0)
+    pole = kidney.at(0, 0, 1.0) + vector(0, 0, scene.lowered["left_kidney"])
     forward = min(float(pole[1]) - n(22, 4), b.spine_front(50) - n(1, 2))
-    middle = np.array([n(33, 4), forward, min(float(pole[2]) - n(11, 6), b.dome_right - 66)])
+    middle = np.array([n(33, 4), forward, min(float(pole[2]) - n(11, 8), b.dome_right - 66)])
     crus, _, half, _ = section(scene.crura[1], float(middle[2]))
     middle[0] = max(float(middle[0]), crus + half + scene.u(5, 8))
     middle[2] -= _under_the_esophagus(scene, middle)
@@ -256,7 +266,9 @@ def _adrenal_limbs(scene: Scene, middle: Doubles, side: int) -> list[Tube]:
     # 0 is straight back, pi/2 away from the midline; the right gland runs between crus and liver, along either of them.
     medial = u(-0.1, 0.75) if right else u(-0.25, 0.3)
     directions = (medial, medial + (u(0.25, 0.65) if right else u(0.35, 1.2)))
-    curve, thick = scene.r.normal(0, 0.25, 2), (u(1.5, 2.7), u(1.4, 2.6), u(1.5, 2.7))
+    fine = float(scene.variants.uniform(0.6, 1.0))  # many limbs are no thicker than 2 to 3 mm
+    curve, thick = scene.r.normal(0, 0.25, 2), tuple(fine * t for t in (u(1.5, 2.7), u(1.4, 2.6), u(1.5, 2.7)))
+    height, lengths = height / fine**0.5, lengths / fine**0.5
     lean = np.array((side * u(-2, 6), u(-7, 2), 0.0))  # from the top down: along the kidney's slope
     stretch = 0.75 * height / (levels - 1) / min(thick)
     parts = []

@@ -130,7 +130,7 @@ def _renal_fossa(scene: Scene) -> dict[str, Doubles]:
 
 def _lower_edge(scene: Scene, riedel: float) -> dict[str, Doubles]:
     """Where the lower face begins at the right wall, never far below the kidney, and how it rises to the left and the back."""
-    pole = float(scene.shapes["right_kidney"].bounds()[0][2])
+    pole = float(scene.shapes["right_kidney"].bounds()[0][2]) + 0.7 * scene.lowered["right_kidney"]
     edge = pole + scene.n(16, 11) - riedel
     slope = np.array([scene.u(0.26, 0.52), scene.u(0.05, 0.5)])
     return {"edge": np.array([-scene.half, -0.3 * scene.body.cavity_front, edge]), "slope": slope}
@@ -206,11 +206,21 @@ def spleen(scene: Scene) -> None:
     axes = np.array([n(27, 5), n(44, 7), n(48, 8)])
     angles = (n(0.35, 0.2), n(-0.2, 0.13), n(-0.38, 0.28))
     dent, deep = (n(-0.15, 0.15), n(-0.1, 0.2)), n(-1.46, 0.13)
+    r = scene.variants
+    lobed, aside = r.random() < 0.45, r.uniform((-48, -14, 8), (-26, 8, 40)) * size
+    lobed = lobed and scene.targets["stomach"] > 140  # of a small one too little would be left
+    lobe_axes = r.uniform((26, 13, 18), (46, 20, 30))
+    centre[2] += r.uniform(4, 20) if lobed else 0.0  # the kidney takes its place further down
 
     def at(scale: float) -> Composite:
         body = Ellipsoid(centre, axes * size * scale, angles)
         hollow = Ellipsoid(body.at(deep, *dent), axes * size * (0.85, 0.7, 0.75), angles)
-        return Composite((body,), (hollow,))
+        if not lobed:
+            return Composite((body,), (hollow,))
+        # A lobe that runs behind the stomach towards the spine, above the kidney.
+        lobe = Ellipsoid(centre + aside * scale, lobe_axes * size * scale, (0.0, 0.0, -0.25))
+        hollow = Ellipsoid(body.at(deep, dent[0] - 0.45, dent[1]), axes * size * (0.85, 0.7, 0.75), angles)
+        return Composite((body, lobe), (hollow,))
 
     hug = Hug(1, float(scene.wall.uniform(2, 12)) * (1 - 0.4 * b.visceral), float(scene.wall.uniform(0, 14)))
     scale = scene.fit(at, target * 1.13 if scene.disease.enlarged_spleen else min(target * 1.13, MOST_SPLEEN), hug)
@@ -227,6 +237,7 @@ def spleen(scene: Scene) -> None:
     if not missing:
         spleen = at(scale)
         over = (T.FAT, *BOWEL, *ORGAN_TISSUES["stomach"], *ORGAN_TISSUES["liver"])
-        scene.paint_at_the_wall(spleen, ((-2.6, T.BOWEL_WALL, LUMEN), (0.0, T.SPLEEN, over)), hug)
+        stomach = (-3.2, T.STOMACH_WALL, (T.STOMACH_CONTENT, T.STOMACH_FOOD, T.STOMACH_GAS))
+        scene.paint_at_the_wall(spleen, (stomach, (-2.6, T.BOWEL_WALL, LUMEN), (0.0, T.SPLEEN, over)), hug)
     scene.shapes["spleen"] = Ellipsoid(centre, axes * size * scale * 0.8, angles)
     scene.hilum = centre + np.array([-22 * size, -8.0, -4.0])

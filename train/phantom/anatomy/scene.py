@@ -29,8 +29,8 @@ TARGETS: dict[str, tuple[float, float, float, float]] = {
     "pancreas": (78, 0.27, 42, 130),
     "gallbladder": (30, 0.45, 9, 66),
     "stomach": (270, 0.55, 95, 780),
-    "right_adrenal_gland": (3.9, 0.26, 2.2, 6.0),
-    "left_adrenal_gland": (4.5, 0.26, 2.5, 6.2),
+    "right_adrenal_gland": (3.8, 0.3, 1.8, 6.0),
+    "left_adrenal_gland": (4.4, 0.3, 2.0, 6.2),
     "duodenum": (70, 0.33, 34, 135),
 }
 CONTRACTED = 0.1  # share of people whose gallbladder has emptied, as after a meal
@@ -73,6 +73,7 @@ class Scene:
     porta: Doubles  # porta hepatis
     hilum: Doubles  # of the spleen
     renal: dict[str, tuple[Composite, Composite]]  # parenchyma and sinus of each kidney
+    lowered: dict[str, float]  # mm that each kidney lies below where its adrenal gland has stayed
     crura: dict[int, Tube]  # of the diaphragm: -1 right, 1 left
     arms: list[Doubles]  # those beside the body: points (x, y, z) along the bones in the scan, upwards
     aorta: Tube
@@ -91,9 +92,11 @@ class Scene:
         self.gut = Gut(seed, body, canvas, self.lift)
         self.wall, self.viscera = stream(seed, "wall"), stream(seed, "viscera")
         self.retro = stream(seed, "renal")  # behind the peritoneum: outline of the kidneys, crura
+        self.variants = stream(seed, "variants")  # low kidneys, lobes of the spleen, thin adrenal glands
+        self.small = stream(seed, "small vessels")
         # How far the liver reaches back above the right kidney, from 0 to 1.
         self.covered = float(stream(seed, "bare area").random())
-        self.renal, self.crura, self.arms = {}, {}, []
+        self.renal, self.lowered, self.crura, self.arms = {}, {}, {}, []
         # mm of fat between neighbours
         self.gap = float(self.r.uniform(0.2, 1.0) + 4.5 * body.visceral**1.3 * self.r.uniform(0.6, 1.3))
         self.shapes: dict[str, Ellipsoid | Tube] = {}

@@ -21,7 +21,7 @@ def stomach(scene: Scene) -> None:
     form = int(scene.r.choice(4, p=(0.4, 0.2, 0.22, 0.18)))
     low = 0.4 * min(scene.lift, 0.0)  # the liver comes down with the diaphragm, and the pylorus below it
     body_z, sinus_z, antrum_z, pylorus_z = (z + low for z in forms[form])
-    pylorus = (n(-26, 7) * scene.ax, min(-0.42 * b.cavity_front, behind - 34) + n(0, 4), pylorus_z)
+    pylorus = (n(-28, 9) * scene.ax, min(-0.42 * b.cavity_front, behind - 34) + n(0, 4), pylorus_z)
     front = n(0.5, 0.05) * b.cavity_front
     back = 0.45 if form == 3 else 0.22
     course = [
@@ -33,6 +33,8 @@ def stomach(scene: Scene) -> None:
         pylorus,
     ]
     widths = np.array([29, 31, 28, 22, 17, 9]) * np.exp(scene.r.normal(0, (0.16, 0.12, 0.14, 0.18, 0.18, 0.1)))
+    if scene.variants.random() < 0.25:  # a wide antrum, as far to the right as the gallbladder
+        widths = widths * (0.9, 0.9, 1, *scene.variants.uniform(1.15, 1.6, 2), 1.2)
     tube = Tube(through(course, 4), widths, (n(1.0, 0.06), n(0.92, 0.08), 1))
     tube = tube.bumpy(scene.r, scene.u(0.03, 0.12))
     tube = tube.of_volume(scene.grown_target("stomach", tube.points) * 1.33)

@@ -172,3 +172,23 @@ def mesenteric_vessels(scene: Scene, aorta_y: float, low: float) -> None:
         scene.hilum,
     ]
     c.paint(Tube(through(scene.splenic), [thick * 0.75, thick * 0.55]), T.PORTAL, over)
+
+
+def small_vessels(scene: Scene) -> None:
+    """What else lies in the fat beside the adrenal glands: phrenic, gastric and splenic branches, and nodes of lymph."""
+    b, r, c = scene.body, scene.small, scene.canvas
+    for _ in range(int(r.poisson(5))):
+        start = np.array((r.uniform(-8, 34), b.spine_front(50) - r.uniform(2, 30), r.uniform(20, 90)))
+        way = r.normal(0, (26, 16, 20))
+        bend = start + way / 2 + r.normal(0, 6, 3)
+        tissue, radius = (T.ARTERY, T.VEIN)[int(r.integers(2))], r.uniform(0.8, 2.1)
+        c.paint(Tube(through([start, bend, start + way], 4), [radius, 0.7 * radius]), tissue, [T.FAT])
+    for _ in range(int(r.poisson(4))):  # at the hilum of the spleen
+        start = scene.hilum + r.normal(0, (5, 8, 10))
+        end = start + r.normal((9, 0, 0), (9, 16, 22))
+        tissue, radius = (T.ARTERY, T.PORTAL)[int(r.random() < 0.7)], r.uniform(1.2, 3.6)
+        course = through([start, (start + end) / 2 + r.normal(0, 5, 3), end], 4)
+        c.paint(Tube(course, [radius, 0.7 * radius]), tissue, [T.FAT])
+    for _ in range(int(r.poisson(1.2))):
+        spot = np.array((r.uniform(-40, 50), b.spine_front(20) - r.uniform(-4, 34), r.uniform(-70, 80)))
+        c.paint(Ellipsoid(spot, r.uniform(1.8, 5.0) * r.uniform(0.7, 1.2, 3)), T.PELVIC, [T.FAT])
