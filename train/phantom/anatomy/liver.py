@@ -8,8 +8,8 @@ from train.phantom.body import _layers
 from train.phantom.canvas import Below, Composite, Ellipsoid, Tube, through, vector
 from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
 
-LEAST_LIVER = 970.0  # mL beside stomach and right kidney, of which smaller neighbours and deformation take some
-LEAST_SPLEEN = 104.0  # mL beside the left kidney, of which stomach and deformation take some
+LEAST_LIVER = 1000.0  # mL beside stomach and right kidney, of which smaller neighbours and deformation take some
+LEAST_SPLEEN = 112.0  # mL beside the left kidney, of which stomach and deformation take some
 MOST_SPLEEN = 345.0  # mL of a healthy one
 NARROW = 18.0  # mm between kidney and wall: the liver stays in front
 

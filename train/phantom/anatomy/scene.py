@@ -29,8 +29,8 @@ TARGETS: dict[str, tuple[float, float, float, float]] = {
     "pancreas": (78, 0.27, 42, 130),
     "gallbladder": (30, 0.45, 9, 66),
     "stomach": (270, 0.55, 95, 780),
-    "right_adrenal_gland": (3.8, 0.3, 1.8, 6.0),
-    "left_adrenal_gland": (4.4, 0.3, 2.0, 6.2),
+    "right_adrenal_gland": (3.8, 0.28, 1.8, 5.4),
+    "left_adrenal_gland": (4.4, 0.28, 2.0, 5.9),
     "duodenum": (70, 0.33, 34, 135),
 }
 CONTRACTED = 0.1  # share of people whose gallbladder has emptied, as after a meal
