@@ -19,6 +19,10 @@ COMMANDS = {
         "train.phantom.census",
         "organ volumes of many synthetic abdomens beside the literature, as a table",
     ),
+    "alter": (
+        "train.alter",
+        "copies of scans and masks as a coarser scanner, or a body of another size, would give them",
+    ),
     "fit": ("train.fit", "prepare a data set, train one nnU-Net, export its bundle"),
     "loop": ("train.loop", "self-training: from labelled and unlabelled scans to one bundle"),
     "status": ("train.status", "where a loop is: iteration, fold, epoch, cases, time left"),
