@@ -6,6 +6,7 @@ import pytest
 from inference.organs import ORGANS
 from train.phantom import AUXILIARY, Disease, Grid, Phantom, generate
 from train.phantom.disease import draw_disease
+from train.phantom.volumes import LIMITS
 
 ID = {organ.name: organ.id for organ in ORGANS}
 SEED = 31
@@ -161,6 +162,12 @@ def test_implants_are_metal_and_streak(implant: str, healthy_trunk: Phantom) -> 
     assert np.array_equal(ill.labels, healthy_trunk.labels)
     away = changed(ill, healthy_trunk, 25) & (ill.hu < 300)
     assert away.sum() > 200
+
+
+@pytest.mark.parametrize("seed", [400, 404, 409])
+def test_an_enlarged_spleen_is_larger_than_any_healthy_one(seed: int) -> None:
+    large, usual = (volume(made(seed=seed, enlarged_spleen=switch), "spleen") for switch in (True, False))
+    assert large > LIMITS["spleen"][1] > usual
 
 
 @pytest.mark.parametrize(

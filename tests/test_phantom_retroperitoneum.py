@@ -1,13 +1,15 @@
-"""Kidneys, adrenal glands and crura of the diaphragm, as axial slices show them."""
+"""Kidneys, adrenal glands, crura of the diaphragm and the spleen's lobe, as axial slices show them."""
 
 from functools import cache
 
 import numpy as np
+import pytest
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import ConvexHull
 
 from inference.organs import ORGANS
 from train.phantom import Grid, Phantom, generate
+from train.phantom.census import SPACING, healthy_labels, outside, volumes
 from train.phantom.tissue import AUXILIARY
 
 ID = {organ.name: organ.id for organ in ORGANS}
@@ -99,3 +101,34 @@ def organs_at_the_spine(seed: int) -> float:
 
 def test_no_sheet_of_liver_or_stomach_lies_between_crus_and_spine() -> None:
     assert np.mean([organs_at_the_spine(seed) for seed in SEEDS]) < 0.6
+
+
+@cache
+def below_its_gland(seed: int) -> float:
+    """mm that the right kidney's middle lies below that of the right adrenal gland."""
+    labels = healthy_labels(seed)
+    gland, kidney = (np.argwhere(labels == ID[f"right_{organ}"])[:, 0].mean() for organ in ("adrenal_gland", "kidney"))
+    return float(gland - kidney) * SPACING[0]
+
+
+@pytest.mark.parametrize("seed", [411, 434, 439])
+def test_a_kidney_may_lie_low_and_leaves_its_adrenal_gland_where_it_was(seed: int) -> None:
+    assert below_its_gland(seed) > max(below_its_gland(usual) for usual in SEEDS) + 10
+    assert not outside(volumes(healthy_labels(seed)))
+
+
+def behind_stomach(seed: int) -> float:
+    """Share of the spleen's columns, from front to back, that have stomach in front of the spleen."""
+    labels = body(seed).labels
+    spleen, stomach = (labels == ID[name] for name in ("spleen", "stomach"))
+    both = spleen.any(1) & stomach.any(1)
+    first = np.argmax(stomach, 1) < np.argmax(spleen, 1)
+    return float((both & first).sum() / spleen.any(1).sum())
+
+
+def test_a_lobe_of_the_spleen_may_lie_behind_the_stomach() -> None:
+    assert (
+        min(behind_stomach(seed) for seed in (400, 407, 408))
+        > 0.3
+        > max(behind_stomach(seed) for seed in (404, 405, 406))
+    )
