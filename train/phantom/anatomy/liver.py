@@ -11,6 +11,7 @@ from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
 LEAST_LIVER = 1000.0  # mL beside stomach and right kidney, of which smaller neighbours and deformation take some
 LEAST_SPLEEN = 112.0  # mL beside the left kidney, of which stomach and deformation take some
 MOST_SPLEEN = 345.0  # mL of a healthy one
+LEAST_ENLARGED = 480.0  # the same beside the left kidney, of an enlarged one
 NARROW = 18.0  # mm between kidney and wall: the liver stays in front
 
 
@@ -231,8 +232,9 @@ def spleen(scene: Scene) -> None:
     def free(scale: float) -> Composite:
         return Composite(at(scale).parts, (*at(scale).holes, beside))
 
-    if scene.room(free(scale), hug) < LEAST_SPLEEN:  # a large kidney in a lean body would squeeze a small spleen out
-        scale = scene.fit(free, LEAST_SPLEEN + 12, hug)
+    least = LEAST_ENLARGED if scene.disease.enlarged_spleen else LEAST_SPLEEN
+    if scene.room(free(scale), hug) < least:  # a large kidney in a lean body would squeeze a small spleen out
+        scale = scene.fit(free, least + 12, hug, 2.0)
     missing = "spleen" in scene.disease.absent
     if not missing:
         spleen = at(scale)

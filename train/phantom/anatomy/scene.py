@@ -111,7 +111,7 @@ class Scene:
         if meal.random() < CONTRACTED:
             self.targets["gallbladder"] = float(meal.uniform(3, 10))
         if disease.enlarged_spleen:
-            self.targets["spleen"] = float(stream(seed, "lesions").uniform(380, 800))
+            self.targets["spleen"] = float(stream(seed, "lesions").uniform(400, 800))
 
     def n(self, mean: float, sd: float) -> float:
         return float(np.clip(self.r.normal(mean, sd), mean - 2.2 * sd, mean + 2.2 * sd))
