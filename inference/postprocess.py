@@ -21,8 +21,8 @@ Components = npt.NDArray[np.uint32]
 Box = tuple[slice, slice, slice]
 
 SMALLEST_SHARE = 0.5  # of the smallest training volume of that organ
-FLECK_SHARE = 0.005  # the same, of an organ that the scan's end cuts
-FLECK_VOLUME = 200.0  # mm3, of such an organ in any case
+FLECK_SHARE = 0.02  # the same, of an organ that the scan's end cuts
+FLECK_VOLUMES = (200.0, 1000.0)  # mm3, of such an organ: the least and the most that the share stands for
 FRAGMENT_SHARE = 0.1  # of the organ's own volume
 ENCLOSED_SHARE = 0.5  # of the slices that a component is in
 CLOSING_RADIUS = 2  # 5 x 5 x 5 voxels
@@ -51,9 +51,10 @@ class Context:
 def remove_too_small(labels: Labels, context: Context) -> Labels:
     """Rule 1: an organ under half of its smallest training volume goes.
 
-    One that the scan's first or last slice cuts may be the end of a whole organ, and goes only under 0.5 % of that volume or
-    under 0.2 mL. The paper says nothing of scans that cut organs. Over 150 synthetic scans the share alone gains 0.0026 of the
-    mean DSC, both together 0.0046; from 0.7 mL on tips of adrenal glands and kidneys go that were right.
+    One that the scan's first or last slice cuts may be the end of a whole organ, and goes only under 2 % of that volume, but
+    under 0.2 mL in any case and never from 1 mL on. The paper says nothing of scans that cut organs. Over 100 slabs of 30 to
+    90 mm cut out of synthetic scans, and 28 out of two patients', that gains 0.042 and 0.049 of the mean DSC, the rule before
+    (0.5 %, 0.2 mL) 0.037 and 0.037; with larger limits tips of organs go that were right.
     """
     labels = labels.copy()
 
@@ -64,7 +65,9 @@ def remove_too_small(labels: Labels, context: Context) -> Labels:
             return
         cut = box[0].start == 0 or box[0].stop == len(labels)
         inside = labels[box] == organ
-        least = max(FLECK_SHARE * context.minima[name], FLECK_VOLUME) if cut else SMALLEST_SHARE * context.minima[name]
+        least = SMALLEST_SHARE * context.minima[name]
+        if cut:
+            least = min(max(FLECK_SHARE * context.minima[name], FLECK_VOLUMES[0]), FLECK_VOLUMES[1])
         if np.count_nonzero(inside) * context.voxel_volume < least:
             labels[box][inside] = 0
 

@@ -48,14 +48,17 @@ def test_an_organ_under_half_its_smallest_training_volume_goes() -> None:
 def test_an_organ_that_the_scans_end_cuts_is_not_too_small(end: int) -> None:
     labels = empty()
     labels[end, 3:13, 3:13] = SPLEEN  # 100 voxels, 200 mm3
-    assert (remove_too_small(labels, context(spleen=40_000.0)) == labels).all()  # exactly 0.5 % and 0.2 mL stay
+    assert (remove_too_small(labels, context(spleen=10_000.0)) == labels).all()  # exactly 2 % and 0.2 mL stay
+    slices = slice(0, 2) if end == 0 else slice(8, 10)
+    labels[slices, :, :12] = labels[slices, :10, 12] = SPLEEN  # 500 voxels, 1 mL, of an organ of any size
+    assert (remove_too_small(labels, context(spleen=1e6)) == labels).all()
 
 
 @pytest.mark.parametrize("end", [0, 9])
 def test_a_fleck_at_the_scans_end_goes(end: int) -> None:
     labels = empty()
     labels[end, 3:13, 3:13] = SPLEEN
-    assert not remove_too_small(labels, context(spleen=40_001.0)).any()
+    assert not remove_too_small(labels, context(spleen=10_001.0)).any()
     labels[end, 3, 3] = 0  # 198 mm3, of an organ of any size
     assert not remove_too_small(labels, context(spleen=400.0)).any()
 
