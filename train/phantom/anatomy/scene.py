@@ -28,7 +28,7 @@ TARGETS: dict[str, tuple[float, float, float, float]] = {
     "left_kidney": (171, 0.18, 110, 246),
     "pancreas": (78, 0.27, 42, 130),
     "gallbladder": (30, 0.45, 9, 66),
-    "stomach": (270, 0.55, 95, 780),
+    "stomach": (270, 0.55, 95, 720),
     "right_adrenal_gland": (3.8, 0.28, 1.8, 5.4),
     "left_adrenal_gland": (4.4, 0.28, 2.0, 5.9),
     "duodenum": (70, 0.33, 34, 135),
