@@ -1,5 +1,7 @@
 """``python -m train alter``: the same truth in other voxels and at another size."""
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +94,16 @@ def test_what_is_read_is_not_overwritten(data: Path, caplog: pytest.LogCaptureFi
 def test_no_scan_has_such_a_size_or_spacing(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must lie between"):
         Alteration(**wrong)  # type: ignore[arg-type]
+
+
+def killed(*_: object) -> None:
+    """What a worker does in place of its work."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_a_case_that_failed(
+    data: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.alter.alter", killed)
+    assert call(data) == 1
+    assert "a: its process was killed" in caplog.text

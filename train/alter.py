@@ -7,7 +7,7 @@ organ's place and look are the same, so what is lost is lost to the change alone
 import argparse
 import logging
 from collections.abc import Iterator
-from concurrent.futures import as_completed
+from concurrent.futures import BrokenExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from inference.pipeline import InputError, find_cases
 from inference.resample import labels_to_working_grid, to_working_grid, working_affine, working_shape
-from inference.volume import ORIENTATION, SUFFIXES, VolumeError, read_labels, read_volume, write_volume
+from inference.volume import ORIENTATION, SUFFIXES, read_labels, read_volume, write_volume
 from train.evaluate import check_same_grid
 from train.metrics import Spacing
 from train.processes import process_pool
@@ -142,5 +142,7 @@ def _each(jobs: list[Job], alteration: Alteration, count: int) -> Iterator[tuple
         for future in as_completed(names):
             try:
                 yield future.result(), ""
-            except (OSError, VolumeError, ValueError) as error:
+            except BrokenExecutor:
+                yield names[future], f"{names[future]}: its process was killed; expected enough memory, or fewer --jobs"
+            except (OSError, ValueError) as error:
                 yield names[future], str(error)
