@@ -61,7 +61,7 @@ def test_other_voxels_show_the_same_organ_in_the_same_place(data: Path) -> None:
 
 
 def test_larger_voxels_blur_and_smaller_ones_do_not(data: Path) -> None:
-    """The share of voxels that are neither ball nor surroundings, in mm of its surface: wider where voxels are larger."""
+    """By the volume of what is neither ball nor surroundings: larger where voxels are larger, none in the scan itself."""
 
     def between(*spacing: str) -> float:
         assert call(data, "--spacing", *spacing) == 0

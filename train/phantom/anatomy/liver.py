@@ -11,7 +11,7 @@ from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
 LEAST_LIVER = 1000.0  # mL beside stomach and right kidney, of which smaller neighbours and deformation take some
 LEAST_SPLEEN = 112.0  # mL beside the left kidney, of which stomach and deformation take some
 MOST_SPLEEN = 345.0  # mL of a healthy one
-LEAST_ENLARGED = 480.0  # the same beside the left kidney, of an enlarged one
+LEAST_ENLARGED = 480.0  # mL beside the left kidney of an enlarged one, of which neighbours take some
 NARROW = 18.0  # mm between kidney and wall: the liver stays in front
 
 

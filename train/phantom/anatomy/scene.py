@@ -92,8 +92,8 @@ class Scene:
         self.gut = Gut(seed, body, canvas, self.lift)
         self.wall, self.viscera = stream(seed, "wall"), stream(seed, "viscera")
         self.retro = stream(seed, "renal")  # behind the peritoneum: outline of the kidneys, crura
-        self.variants = stream(seed, "variants")  # low kidneys, lobes of the spleen, thin adrenal glands
-        self.small = stream(seed, "small vessels")
+        self.variants = stream(seed, "variants")  # wide antra, low kidneys, lobes of the spleen, thin adrenal glands
+        self.branches = stream(seed, "small vessels")  # in the fat, and nodes of lymph
         # How far the liver reaches back above the right kidney, from 0 to 1.
         self.covered = float(stream(seed, "bare area").random())
         self.renal, self.lowered, self.crura, self.arms = {}, {}, {}, []

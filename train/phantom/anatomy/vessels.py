@@ -176,7 +176,7 @@ def mesenteric_vessels(scene: Scene, aorta_y: float, low: float) -> None:
 
 def small_vessels(scene: Scene) -> None:
     """What else lies in the fat beside the adrenal glands: phrenic, gastric and splenic branches, and nodes of lymph."""
-    b, r, c = scene.body, scene.small, scene.canvas
+    b, r, c = scene.body, scene.branches, scene.canvas
     for _ in range(int(r.poisson(5))):
         start = np.array((r.uniform(-8, 34), b.spine_front(50) - r.uniform(2, 30), r.uniform(20, 90)))
         way = r.normal(0, (26, 16, 20))
