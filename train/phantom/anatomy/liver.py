@@ -12,6 +12,7 @@ LEAST_LIVER = 1000.0  # mL beside stomach and right kidney, of which smaller nei
 LEAST_SPLEEN = 112.0  # mL beside the left kidney, of which stomach and deformation take some
 MOST_SPLEEN = 345.0  # mL of a healthy one
 LEAST_ENLARGED = 480.0  # mL beside the left kidney of an enlarged one, of which neighbours take some
+LOBED = 0.45  # share of spleens with a lobe behind the stomach, where the stomach is not small
 NARROW = 18.0  # mm between kidney and wall: the liver stays in front
 
 
@@ -208,7 +209,7 @@ def spleen(scene: Scene) -> None:
     angles = (n(0.35, 0.2), n(-0.2, 0.13), n(-0.38, 0.28))
     dent, deep = (n(-0.15, 0.15), n(-0.1, 0.2)), n(-1.46, 0.13)
     r = scene.variants
-    lobed, aside = r.random() < 0.45, r.uniform((-48, -14, 8), (-26, 8, 40)) * size
+    lobed, aside = r.random() < LOBED, r.uniform((-48, -14, 8), (-26, 8, 40)) * size
     lobed = lobed and scene.targets["stomach"] > 140  # of a small one too little would be left
     lobe_axes = r.uniform((26, 13, 18), (46, 20, 30))
     centre[2] += r.uniform(4, 20) if lobed else 0.0  # the kidney takes its place further down
