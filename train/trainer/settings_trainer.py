@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,15 @@ GRADIENT_NORM = 12.0  # nnU-Net's clipping
 SMOOTH = 1e-5  # of nnU-Net's Dice
 HEADS = "decoder.seg_layers."  # nnU-Net's outputs, one per stage of the decoder
 HEADS_RATE = 0.01  # at which random ones learn alone
-# The augmentation "gentle": radians about each axis, and by how much a patch grows or shrinks.
+# The augmentation "gentle": radians about each axis, and by how much a patch grows or shrinks, along every axis as much or not.
 GENTLE_ROTATION = float(np.deg2rad(8))
 GENTLE_SCALING = (0.75, 1.33)
 GENTLE_PROBABILITY = 0.4
+GENTLE_EVEN_SCALING = 0.5
+# Bends of a patch: how often, how far in voxels (z, y, x), and over how many voxels they are smooth (sigma).
+GENTLE_BENDING = 0.4
+GENTLE_BEND = (2.0, 6.0, 6.0)
+GENTLE_BEND_WIDTH = (8.0, 18.0)
 
 
 class QuietLogger(MetaLogger):  # type: ignore[misc]
@@ -410,14 +416,29 @@ def seed_everything(seed: int, fold: int | str, epoch: int) -> None:
 
 
 def be_gentle(transform: SpatialTransform) -> None:
-    """Turn and scale a patch as far as patients differ, not as far as nnU-Net goes, and often; labels to the nearest voxel.
+    """Turn, scale and bend a patch as far as patients differ, and often, not as far as nnU-Net goes, which never bends.
 
-    nnU-Net interpolates the border of every class, which takes nine tenths of the time with twenty classes.
+    Labels to the nearest voxel: nnU-Net interpolates the border of every class, which takes nine tenths of the time with twenty
+    classes.
     """
     transform.rotation = (-GENTLE_ROTATION, GENTLE_ROTATION)
     transform.scaling = GENTLE_SCALING
     transform.p_rotation = transform.p_scaling = GENTLE_PROBABILITY
+    transform.p_synchronize_scaling_across_axes = GENTLE_EVEN_SCALING
+    transform.p_elastic_deform = GENTLE_BENDING
+    transform.elastic_deform_scale = bend_width
+    transform.elastic_deform_magnitude = bend
     transform.mode_seg = "nearest"
+
+
+def bend_width(image: torch.Tensor, dim: int, patch_size: Sequence[int]) -> float:
+    """Sigma of a bend along axis ``dim`` as batchgeneratorsv2 asks for it, as a share of the patch."""
+    return float(np.random.uniform(*GENTLE_BEND_WIDTH)) / patch_size[dim]
+
+
+def bend(image: torch.Tensor, dim: int, patch_size: Sequence[int], deformation_scale: float) -> float:
+    """Voxels that the point which moves farthest along axis ``dim`` moves."""
+    return float(np.random.uniform(0, GENTLE_BEND[dim]))
 
 
 def replace_file(path: Path, content: bytes) -> None:

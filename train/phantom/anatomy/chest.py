@@ -21,13 +21,12 @@ def lung_vessels(scene: Scene) -> None:
 
 
 def heart(scene: Scene) -> None:
-    """Four chambers in a muscle, in fat, on the diaphragm."""
+    """Four chambers in a muscle, in fat; the diaphragm between the domes cuts its lowest centimetre or two flat."""
     b = scene.body
-    base = b.dome_right - 14
-    scene.canvas.paint(Ellipsoid((0, -8, base + 75), (34, 62, 95)), T.MEDIASTINAL, [T.LUNG])
+    scene.canvas.paint(Ellipsoid((0, -8, b.dome_right + 61), (34, 62, 95)), T.MEDIASTINAL, [T.LUNG])
     size = scene.u(0.85, 1.15)
     heart = Ellipsoid(
-        (scene.n(20, 7), scene.n(-22, 6) * scene.ay, base + 42 * size),
+        (scene.n(20, 7), scene.n(-34, 8) * scene.ay, b.dome_right + 8),
         (62 * size, 44 * size, 42 * size),
         (scene.n(0.2, 0.1), scene.n(0.45, 0.1), scene.n(0.5, 0.12)),
     )
