@@ -8,11 +8,14 @@ from scipy.ndimage import binary_closing, binary_dilation, binary_fill_holes, di
 
 from inference.organs import ORGANS
 from train.phantom import Grid, generate
+from train.phantom.anatomy import Scene, build
 from train.phantom.anatomy.scene import TARGETS
 from train.phantom.body import Body, field
 from train.phantom.canvas import Below, Canvas, Composite, Ellipsoid, Tube, _among
 from train.phantom.census import ABDOMEN, SPACING, census, healthy_labels, outside, volumes
+from train.phantom.disease import Disease
 from train.phantom.sheet import arrange
+from train.phantom.tissue import ORGAN_TISSUES, T
 from train.phantom.volumes import LIMITS
 
 ID = {organ.name: organ.id for organ in ORGANS}
@@ -20,6 +23,15 @@ FEW = range(400, 408)
 
 
 labels = cache(healthy_labels)
+
+
+def tissues(seed: int) -> np.ndarray:
+    """What every voxel of ABDOMEN is made of in the healthy body of ``seed``."""
+    body = Body.draw(seed)
+    deformed = field(body, seed)
+    canvas = Canvas(ABDOMEN, deformed.lattice, deformed.displacement, deformed.turn)
+    build(Scene(seed, body, deformed, canvas, Disease()))
+    return canvas.tissue
 
 
 def touches(array: np.ndarray, one: str, other: str, steps: int = 2) -> bool:
@@ -244,3 +256,22 @@ def test_the_duodenum_crosses_flat_upon_the_vena_cava_and_the_aorta() -> None:
     assert np.mean(gaps <= 4) > 0.8
     assert 6 <= np.median(depths) <= 14
     assert depths.max() <= 20
+
+
+def test_the_heart_lies_on_the_diaphragm() -> None:
+    shares = []
+    for seed in FEW:
+        tissue = tissues(seed)
+        heart = np.isin(tissue, (T.MYOCARDIUM, T.RIGHT_HEART, T.LEFT_HEART))
+        rows, columns = np.nonzero(heart.any(0))
+        below = tissue[heart.argmax(0)[rows, columns] - 2, rows, columns]  # by two slices of 5 mm
+        shares.append(float(np.mean(~np.isin(below, (T.LUNG, T.MEDIASTINAL)))))
+    assert np.mean(shares) > 0.6
+    assert min(shares) > 0.45
+
+
+@pytest.mark.parametrize("seed", [425, 432, 450, 481])
+def test_some_antra_lie_at_the_right_of_the_spine(seed: int) -> None:
+    stomach = np.isin(tissues(seed), ORGAN_TISSUES["stomach"])
+    right = stomach[:, :, ABDOMEN.coordinates(2) < -16]
+    assert right.sum() > 0.1 * stomach.sum()
