@@ -254,3 +254,33 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     assert call(tmp_path) == 2
     assert f"{tmp_path / 'out'}: cannot be written" in caplog.text
     assert "DSC" not in caplog.text
+
+
+def test_some_organs_alone_are_scored_where_the_true_masks_have_no_others(tmp_path: Path) -> None:
+    whole = organs()
+    pair(tmp_path, whole, np.where(np.isin(whole, (1, 3)), whole, 0))
+    for case in ("B", "C"):  # another one, and one without a prediction
+        save(tmp_path / "references" / f"{case}.nii.gz", whole)
+    save(tmp_path / "predictions" / "B.nii.gz", np.where(whole == 3, 0, whole))
+    assert call(tmp_path, "--organs", "spleen", "liver") == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "scores.csv").open()))
+    found = {(row["case"], row["organ"]): float(row["dsc"]) for row in rows}
+    assert found == {
+        ("A", "liver"): 1.0,
+        ("A", "spleen"): 1.0,
+        ("B", "liver"): 1.0,
+        ("B", "spleen"): 0.0,
+        ("C", "liver"): 0.0,
+        ("C", "spleen"): 0.0,
+    }
+    assert "2 of the 13 organs were scored" in (tmp_path / "out" / "summary.md").read_text()
+    summary = list(csv.DictReader((tmp_path / "out" / "summary.csv").open()))
+    assert [row["organ"] for row in summary] == ["liver", "spleen", "overall"]
+    assert summary[-1]["dsc_mean"] == "0.5000"
+
+
+def test_groups_of_phantoms_need_all_organs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pair(tmp_path, organs(), organs())
+    assert call(tmp_path, "--organs", "liver", "--records", str(tmp_path)) == 2
+    assert "expected it without --organs" in caplog.text
+    assert not (tmp_path / "out").exists()

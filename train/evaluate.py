@@ -21,7 +21,7 @@ import numpy as np
 from scipy import ndimage
 
 from inference.engine import available_cores
-from inference.organs import ORGANS
+from inference.organs import ORGANS, Organ
 from inference.volume import SUFFIXES, Labels, Volume, VolumeError, atomic_write, read_labels
 from train import groups
 from train.metrics import Figure, Score, Spacing, score, summarise_values
@@ -61,8 +61,8 @@ class Row:
     nsd: Figure
 
 
-def score_labels(reference: Labels, prediction: Labels, spacing: Spacing) -> Scores:
-    """Score all organs of two label maps (z, y, x) in the file's index order; ``spacing`` in mm, (z, y, x).
+def score_labels(reference: Labels, prediction: Labels, spacing: Spacing, organs: Sequence[Organ] = ORGANS) -> Scores:
+    """Score ``organs`` of two label maps (z, y, x) in the file's index order; ``spacing`` in mm, (z, y, x).
 
     Raises EvaluationError if the shapes differ.
     """
@@ -70,26 +70,26 @@ def score_labels(reference: Labels, prediction: Labels, spacing: Spacing) -> Sco
         raise EvaluationError(f"reference is {reference.shape}, prediction {prediction.shape} (z, y, x)")
     boxes = [ndimage.find_objects(labels, max_label=len(ORGANS)) for labels in (reference, prediction)]
     scores = {}
-    for organ, *pair in zip(ORGANS, *boxes, strict=True):
+    for organ in organs:
         # Cropped to the organ: the rest of the scan holds nothing that either figure counts.
-        box = _enclosing(pair)
+        box = _enclosing(found[organ.id - 1] for found in boxes)
         scores[organ.name] = score(reference[box] == organ.id, prediction[box] == organ.id, spacing, organ)
     return scores
 
 
-def score_case(prediction: Path, reference: Path) -> Scores:
-    """Score one pair of files on the same grid.
+def score_case(prediction: Path, reference: Path, organs: Sequence[Organ] = ORGANS) -> Scores:
+    """Score ``organs`` of one pair of files on the same grid.
 
     Voxels are compared as stored and spacing is the reference's header's, as in the organisers' code.
     Raises VolumeError for an unreadable file, EvaluationError if the grids differ.
     """
     truth, mask = read_labels(reference), read_labels(prediction)
     _check_geometry(prediction, mask, reference, truth)
-    return score_labels(_as_stored(truth), _as_stored(mask), _header_spacing(truth))
+    return score_labels(_as_stored(truth), _as_stored(mask), _header_spacing(truth), organs)
 
 
-def score_folder(predictions: Path, references: Path, jobs: int = 1) -> Evaluation:
-    """Score every reference of a folder, ``jobs`` cases at a time.
+def score_folder(predictions: Path, references: Path, jobs: int = 1, organs: Sequence[Organ] = ORGANS) -> Evaluation:
+    """Score ``organs`` of every reference of a folder, ``jobs`` cases at a time.
 
     A case without a prediction scores 0 throughout; a case that fails is named in ``errors`` and the others go on.
     Raises EvaluationError as ``find_pairs`` does.
@@ -101,10 +101,10 @@ def score_folder(predictions: Path, references: Path, jobs: int = 1) -> Evaluati
     missing = tuple(sorted(truth.keys() - masks.keys()))
     for case in missing:
         log.warning("%s: no prediction in %s, so every organ scores 0", case, predictions)
-    scores: dict[str, Scores] = {case: {organ.name: Score(0.0, 0.0) for organ in ORGANS} for case in missing}
+    scores: dict[str, Scores] = {case: {organ.name: Score(0.0, 0.0) for organ in organs} for case in missing}
     errors = {}
     pairs = [(case, masks[case], truth[case]) for case in paired]
-    for done, (case, outcome, seconds) in enumerate(_score_pairs(pairs, jobs), start=1):
+    for done, (case, outcome, seconds) in enumerate(_score_pairs(pairs, jobs, organs), start=1):
         if isinstance(outcome, str):
             errors[case] = outcome
             log.error("%d/%d %s", done, len(pairs), outcome)
@@ -166,11 +166,12 @@ def summarise(scores: dict[str, Scores]) -> list[Row]:
     """One row per organ and a last one, "overall": the mean over organs of each case. At least one case."""
     if not scores:
         raise EvaluationError("no case was scored, so there is nothing to summarise")
+    organs = _organs(scores)
     dsc, nsd = (
-        np.array([[getattr(case[organ.name], name) for organ in ORGANS] for case in scores.values()])
+        np.array([[getattr(case[organ], name) for organ in organs] for case in scores.values()])
         for name in ("dsc", "nsd")
     )
-    names = [*(organ.name for organ in ORGANS), "overall"]
+    names = [*organs, "overall"]
     columns = [np.column_stack([values, values.mean(axis=1)]).T for values in (dsc, nsd)]
     return [
         Row(name, len(scores), summarise_values(d), summarise_values(n))
@@ -181,9 +182,9 @@ def summarise(scores: dict[str, Scores]) -> list[Row]:
 def scores_csv(scores: dict[str, Scores]) -> str:
     """The long table: case, organ, dsc, nsd, one row per case and organ."""
     lines = [
-        (case, organ.name, f"{organs[organ.name].dsc:.4f}", f"{organs[organ.name].nsd:.4f}")
+        (case, organ, f"{score.dsc:.4f}", f"{score.nsd:.4f}")
         for case, organs in scores.items()
-        for organ in ORGANS
+        for organ, score in organs.items()
     ]
     return _csv(("case", "organ", "dsc", "nsd"), lines)
 
@@ -218,6 +219,8 @@ def summary_markdown(evaluation: Evaluation, rows: Sequence[Row]) -> str:
         "By the rules of the FLARE22 evaluation: an organ absent from both masks scores 1, from one of them 0; NSD is 0 where "
         "DSC is below 0.2; aorta, inferior vena cava and esophagus are compared in the labelled slices but the last.",
     ]
+    if len(rows) - 1 < len(ORGANS):
+        lines += ["", f"{len(rows) - 1} of the {len(ORGANS)} organs were scored; overall is the mean over these."]
     if evaluation.missing:
         lines += ["", f"Without a prediction, scored 0: {', '.join(evaluation.missing)}."]
     if evaluation.errors:
@@ -278,6 +281,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "contrast and extent (groups.csv, organs_by_finding.csv, groups.md)",
     )
     parser.add_argument(
+        "--organs",
+        nargs="+",
+        choices=[organ.name for organ in ORGANS],
+        metavar="ORGAN",
+        help="score these alone, where the true masks have no others: %(choices)s (default: all 13)",
+    )
+    parser.add_argument(
         "--jobs",
         type=_positive,
         default=available_cores(),
@@ -288,12 +298,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status: 0 if every pair was scored (a missing prediction scores 0), 1 if some failed, 2 if there was nothing to score or nowhere to write."""
+    if args.organs and args.records:
+        log.error("--records groups the mean over all organs: expected it without --organs")
+        return 2
+    organs = [organ for organ in ORGANS if not args.organs or organ.name in args.organs]
     try:
         # Before the work, which may take an hour: is there something to score, and somewhere to write?
         references, _ = find_pairs(args.predictions, args.references)
         contents = groups.read_contents(args.records, references) if args.records else None
         args.out.mkdir(parents=True, exist_ok=True)
-        evaluation = score_folder(args.predictions, args.references, args.jobs)
+        evaluation = score_folder(args.predictions, args.references, args.jobs, organs)
         rows = write_evaluation(evaluation, args.out)
         by_group = write_groups(evaluation.scores, contents, args.out) if contents else ""
     except (EvaluationError, groups.RecordError) as error:
@@ -311,15 +325,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _score_pairs(pairs: Sequence[tuple[str, Path, Path]], jobs: int) -> Iterator[tuple[str, Scores | str, float]]:
+def _score_pairs(
+    pairs: Sequence[tuple[str, Path, Path]], jobs: int, organs: Sequence[Organ]
+) -> Iterator[tuple[str, Scores | str, float]]:
     """Case, its scores or the sentence that says why there are none, and seconds, in order of completion."""
     if jobs == 1 or len(pairs) <= 1:
         for case, prediction, reference in pairs:
-            yield case, *_attempt(case, prediction, reference)
+            yield case, *_attempt(case, prediction, reference, organs)
         return
     with process_pool(min(jobs, len(pairs))) as pool:
         futures: dict[Future[tuple[Scores | str, float]], str] = {
-            pool.submit(_attempt, *pair): pair[0] for pair in pairs
+            pool.submit(_attempt, *pair, organs): pair[0] for pair in pairs
         }
         for future in as_completed(futures):
             case = futures[future]
@@ -330,10 +346,10 @@ def _score_pairs(pairs: Sequence[tuple[str, Path, Path]], jobs: int) -> Iterator
                 yield case, f"{case}: the worker process died ({error}); fewer --jobs need less memory", 0.0
 
 
-def _attempt(case: str, prediction: Path, reference: Path) -> tuple[Scores | str, float]:
+def _attempt(case: str, prediction: Path, reference: Path, organs: Sequence[Organ]) -> tuple[Scores | str, float]:
     start = time.monotonic()
     try:
-        return score_case(prediction, reference), time.monotonic() - start
+        return score_case(prediction, reference, organs), time.monotonic() - start
     except (VolumeError, EvaluationError) as error:
         return str(error), time.monotonic() - start
     except MemoryError:
@@ -374,6 +390,11 @@ def _enclosing(boxes: Iterable[Box | None]) -> Box:
         slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in zip(*found, strict=True)
     )
     return z, y, x
+
+
+def _organs(scores: Mapping[str, Scores]) -> list[str]:
+    """Names of the organs that were scored, the same in every case."""
+    return list(next(iter(scores.values())))
 
 
 def _means(scores: Scores) -> tuple[float, float]:

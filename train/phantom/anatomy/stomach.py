@@ -36,7 +36,9 @@ def stomach(scene: Scene) -> None:
     if scene.variants.random() < 0.35:  # a wide antrum, at the spine's right side or as far as the gallbladder
         widths = widths * (0.9, 0.9, 1, *scene.variants.uniform(1.15, 1.6, 2), 1.2)
         right = float(scene.variants.uniform(0, 45))
-        course = [(x - share * right, y, z) for (x, y, z), share in zip(course, (0, 0, 0.2, 0.5, 0.9, 0.25), strict=True)]
+        course = [
+            (x - share * right, y, z) for (x, y, z), share in zip(course, (0, 0, 0.2, 0.5, 0.9, 0.25), strict=True)
+        ]
         pylorus = course[-1]
     tube = Tube(through(course, 4), widths, (n(1.0, 0.06), n(0.92, 0.08), 1))
     tube = tube.bumpy(scene.r, scene.u(0.03, 0.12))
