@@ -11,7 +11,7 @@ from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
 
 SQUARE = 0.15  # of a kidney's ellipsoid
 FORMS = ("Y", "V", "lambda", "line")  # of an adrenal gland in an axial slice
-PTOTIC = {-1: 0.14, 1: 0.07}  # share of kidneys, right and left, that lie low
+PTOTIC = {-1: 0.22, 1: 0.07}  # share of kidneys, right and left, that lie low
 BESIDE = 8.0  # mm from the middle of an adrenal gland to the cardia, below which the esophagus would cover the gland
 
 
@@ -35,9 +35,9 @@ def _placed(scene: Scene, name: str, side: int, height: float) -> Ellipsoid:
     b, n = scene.body, scene.n
     shape = np.array([n(30.5, 2), n(23.5, 1.8), n(53, 4)])  # from the hilum outwards, lip to lip, pole to pole
     z = height + n(0, 11) + 0.35 * scene.lift
-    centre = (side * (b.spine_radius * 1.2 + 36 + n(2, 4)), b.spine(z)[1] + n(6, 5), z)
+    centre = (side * (b.spine_radius * 1.2 + 36 + n(2, 4)), b.spine(z)[1] + (n(4, 7) if side < 0 else n(6, 5)), z)
     # upper pole medial and posterior, hilum towards the front and the middle
-    angles = (n(0.16, 0.08), -side * n(0.2, 0.09), side * n(0.5, 0.22))
+    angles = (n(0.16, 0.08), -side * n(0.2, 0.09), side * (n(0.58, 0.26) if side < 0 else n(0.5, 0.22)))
     low = scene.variants
     chance, drop, turned = low.random(), float(low.uniform(12, 58)), float(low.uniform(0, 1.1))
     scene.lowered[name] = 0.0
