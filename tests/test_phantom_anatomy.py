@@ -45,7 +45,7 @@ def centre(array: np.ndarray, name: str) -> np.ndarray:
 
 
 # After eight at random: a small spleen beside a large kidney, flat bodies, glands and a stomach that once were too large, too small.
-@pytest.mark.parametrize("seed", [*FEW, 192, 227, 209, 229, 806, 836, 868, 12_000_001])
+@pytest.mark.parametrize("seed", [*FEW, 192, 227, 209, 229, 806, 836, 868, 988, 12_000_001])
 def test_every_organ_is_within_its_limits(seed: int) -> None:
     assert not outside(volumes(labels(seed)))
 

@@ -241,7 +241,8 @@ def _wedge(scene: Scene, gland: list[Tube], middle: Doubles, margin: float) -> N
 def _under_the_esophagus(scene: Scene, middle: Doubles) -> float:
     """mm that a gland around ``middle`` has to come down where the esophagus ends at it, which is rare."""
     aside = float(np.hypot(*(scene.cardia - middle)[:2]))
-    return float(np.clip(14 - (scene.cardia[2] - middle[2]), 0, 14)) if aside < BESIDE else 0.0
+    beside = 30.0 if scene.lowered["left_kidney"] else BESIDE  # a gland without its kidney may lie that high
+    return float(np.clip(14 - (scene.cardia[2] - middle[2]), 0, 14)) if aside < beside else 0.0
 
 
 def _left_adrenal_bed(scene: Scene, middle: Doubles) -> None:
