@@ -48,6 +48,28 @@ def test_gentle_augmentation_moves_bodies_a_little_and_invents_no_label(trainer:
     assert max(sizes) <= whole * smallest * 1.15
 
 
+def test_gentle_augmentation_bends_smoothly_and_scales_axes_apart(trainer: ModuleType) -> None:
+    transform = SpatialTransform((32, 64, 96), 0, False)
+    trainer.be_gentle(transform)
+    bent, uneven = [], 0
+    for seed in range(40):
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        drawn = transform.get_parameters(image=torch.zeros((1, 36, 70, 100)))
+        if drawn["elastic_offsets"] is not None:
+            bent.append(drawn["elastic_offsets"].numpy())
+        if drawn["affine"] is not None:
+            scales = np.linalg.norm(drawn["affine"], axis=0)
+            uneven += int(np.ptp(scales) > 0.02)
+    assert 6 <= len(bent) <= 28
+    assert uneven >= 3
+    moved = np.array([np.abs(offsets).max((0, 1, 2)) for offsets in bent])  # voxels along z, y, x
+    assert (moved.max(0) <= np.array(trainer.GENTLE_BEND) + 1e-4).all()
+    assert (moved.max(0) > 0.6 * np.array(trainer.GENTLE_BEND)).all()
+    for offsets in bent:
+        assert max(float(np.abs(np.diff(offsets, axis=axis)).max()) for axis in (0, 1, 2)) < 1  # nothing folds
+
+
 @pytest.mark.parametrize(("precision", "wanted"), [("bfloat16", True), ("float32", False)], ids=["bfloat16", "float32"])
 def test_the_arithmetic_of_a_cpu_can_be_chosen(trainer: ModuleType, precision: str, wanted: bool) -> None:
     assert trainer.wants_bfloat16(precision) is wanted

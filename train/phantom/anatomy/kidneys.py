@@ -12,7 +12,13 @@ from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
 SQUARE = 0.15  # of a kidney's ellipsoid
 FORMS = ("Y", "V", "lambda", "line")  # of an adrenal gland in an axial slice
 PTOTIC = {-1: 0.22, 1: 0.07}  # share of kidneys, right and left, that lie low
-BESIDE = 8.0  # mm from the middle of an adrenal gland to the cardia, below which the esophagus would cover the gland
+BESIDE = (
+    8.0  # mm from the middle of an adrenal gland to the cardia, below which the esophagus would cover the gland ...
+)
+ALONE = 30.0  # ... and the same where the kidney has come down, so that the gland may lie above the cardia
+# Right and left, mean and SD: mm of a kidney's middle behind that of the spine, radians that its hilum is turned to the front.
+BEHIND = {-1: (4, 7), 1: (6, 5)}
+TURNED = {-1: (0.58, 0.26), 1: (0.5, 0.22)}
 
 
 def place(scene: Scene) -> None:
@@ -35,9 +41,9 @@ def _placed(scene: Scene, name: str, side: int, height: float) -> Ellipsoid:
     b, n = scene.body, scene.n
     shape = np.array([n(30.5, 2), n(23.5, 1.8), n(53, 4)])  # from the hilum outwards, lip to lip, pole to pole
     z = height + n(0, 11) + 0.35 * scene.lift
-    centre = (side * (b.spine_radius * 1.2 + 36 + n(2, 4)), b.spine(z)[1] + (n(4, 7) if side < 0 else n(6, 5)), z)
+    centre = (side * (b.spine_radius * 1.2 + 36 + n(2, 4)), b.spine(z)[1] + n(*BEHIND[side]), z)
     # upper pole medial and posterior, hilum towards the front and the middle
-    angles = (n(0.16, 0.08), -side * n(0.2, 0.09), side * (n(0.58, 0.26) if side < 0 else n(0.5, 0.22)))
+    angles = (n(0.16, 0.08), -side * n(0.2, 0.09), side * n(*TURNED[side]))
     low = scene.variants
     chance, drop, turned = low.random(), float(low.uniform(12, 58)), float(low.uniform(0, 1.1))
     scene.lowered[name] = 0.0
@@ -241,7 +247,7 @@ def _wedge(scene: Scene, gland: list[Tube], middle: Doubles, margin: float) -> N
 def _under_the_esophagus(scene: Scene, middle: Doubles) -> float:
     """mm that a gland around ``middle`` has to come down where the esophagus ends at it, which is rare."""
     aside = float(np.hypot(*(scene.cardia - middle)[:2]))
-    beside = 30.0 if scene.lowered["left_kidney"] else BESIDE  # a gland without its kidney may lie that high
+    beside = ALONE if scene.lowered["left_kidney"] else BESIDE
     return float(np.clip(14 - (scene.cardia[2] - middle[2]), 0, 14)) if aside < beside else 0.0
 
 

@@ -131,7 +131,7 @@ def _renal_fossa(scene: Scene) -> dict[str, Doubles]:
 
 
 def _lower_edge(scene: Scene, riedel: float) -> dict[str, Doubles]:
-    """Where the lower face begins at the right wall, never far below the kidney, and how it rises to the left and the back."""
+    """Where the lower face begins at the right wall, mostly above the kidney's lower pole, and how it rises to the left and the back."""
     pole = float(scene.shapes["right_kidney"].bounds()[0][2]) + 0.7 * scene.lowered["right_kidney"]
     edge = pole + scene.n(24, 22) - riedel
     slope = np.array([scene.u(0.26, 0.52), scene.u(0.05, 0.5)])
