@@ -66,8 +66,9 @@ class Plan:
     ``organ_minima_mm3``: smallest volume of an organ in the labelled training set, for the first post-processing rule
     (paper section 2.3); organs without one skip that rule. ``mirrored_axes``: axes along which training flipped its
     patches (0 z, 1 y, 2 x); test-time mirroring along another gives nonsense. ``precision``: bfloat16 lets an engine
-    compute in 16 bits where that is faster; float32 is for networks whose labels that would change. ``provenance``: free,
-    where the network came from.
+    compute in 16 bits where that is faster; float32 is for networks whose labels that would change. ``anti_aliasing``:
+    scans are averaged, not sampled, where the working grid is coarser than theirs, as they were for training.
+    ``provenance``: free, where the network came from.
     """
 
     format_version: int
@@ -81,6 +82,7 @@ class Plan:
     organ_minima_mm3: Mapping[str, float]
     mirrored_axes: tuple[int, ...] = AXES
     precision: str = PRECISIONS[0]
+    anti_aliasing: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -112,6 +114,7 @@ class Plan:
         distinct = isinstance(axes, tuple) and all(type(axis) is int for axis in axes) and len(set(axes)) == len(axes)
         _expect(distinct and set(axes) <= set(AXES), "mirrored_axes", axes, "a list of axes: 0, 1, 2, each once")
         _expect(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
+        _expect(isinstance(self.anti_aliasing, bool), "anti_aliasing", self.anti_aliasing, "true or false")
         _expect(isinstance(self.provenance, Mapping), "provenance", self.provenance, "an object")
 
     def check_mirroring(self, axes: tuple[int, ...]) -> None:
@@ -140,6 +143,7 @@ class Plan:
             content |= {"format_version": FORMAT_VERSION, "mirrored_axes": list(AXES)}
         if isinstance(content, dict):
             content.setdefault("precision", PRECISIONS[0])
+            content.setdefault("anti_aliasing", False)
         values = _known_fields(Plan, content, "")
         values["model"] = Model(**_known_fields(Model, values["model"], "model."))
         values["intensity"] = Intensity(**_known_fields(Intensity, values["intensity"], "intensity."))

@@ -174,7 +174,8 @@ class Segmenter:
                 voxels = scan.voxels[box]
                 intensity = self.plan.intensity
                 working = working_shape(voxels.shape, scan.spacing, self.plan.spacing)
-                image = to_working_grid(voxels, working, (intensity.clip_low, intensity.clip_high))
+                clip = (intensity.clip_low, intensity.clip_high)
+                image = to_working_grid(voxels, working, clip, self.plan.anti_aliasing)
                 image = normalise(image, intensity)
         return Prepared(image, window, box, scan.shape, scan.voxel_volume, watch)
 

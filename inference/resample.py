@@ -1,7 +1,8 @@
 """To the working grid, and logits back to labels on the scan's grid: both directions of one geometry side by side.
 
 Trilinear both ways with half-pixel centres, ``source = (target + 0.5) * n_source / n_target - 0.5``, and edges that
-replicate: never a fill value. The same code makes the training set, the pseudo-labels and the container's masks.
+replicate: never a fill value. Scans may be averaged where the working grid is coarser than theirs (anti-aliasing). The
+same code makes the training set, the pseudo-labels and the container's masks.
 """
 
 from collections.abc import Iterable, Iterator
@@ -52,20 +53,75 @@ def working_affine(affine: Array, shape: Shape, target: Shape) -> Array:
     return affine @ scale
 
 
-def to_working_grid(voxels: Array, target: Shape, clip: tuple[float, float] = UNCLIPPED) -> Floats:
+class Taps(NamedTuple):
+    """Weighted means along one axis: target i is the sum over k of ``weights[i, k] * source[samples[i, k]]``."""
+
+    samples: Indices
+    weights: Floats
+
+
+def taps(source: int, target: int) -> Taps:
+    """Means from ``source`` to ``target`` samples that span the same length, under a triangle around every target.
+
+    It reaches a sample of the coarser grid to either side: linear interpolation where that is the source's, and a mean over
+    all samples of the source where it is the target's (as ``antialias`` in torch's and Pillow's linear resize, but that edges
+    replicate).
+    """
+    reach = max(1.0, source / target)
+    position = ((np.arange(target) + 0.5) * (source / target) - 0.5)[:, None]
+    index = np.floor(position - reach).astype(np.intp) + 1 + np.arange(int(np.ceil(2 * reach)))
+    weights = np.maximum(0, 1 - np.abs(index - position) / reach)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return Taps(index.clip(0, source - 1), weights.astype(np.float32))
+
+
+def to_working_grid(
+    voxels: Array, target: Shape, clip: tuple[float, float] = UNCLIPPED, anti_aliasing: bool = False
+) -> Floats:
     """A scan (z, y, x), clipped to ``clip`` HU, on the working grid: float32 in whole HU.
 
     Clipped first, as nnU-Net does. Whole, because the training set stores int16: so training and inference see the same
-    voxels.
+    voxels. ``anti_aliasing``: along an axis on which the working grid is the coarser one, the mean of all voxels that a
+    working voxel spans, weighted by a triangle; without it only the two next to its centre count, as in nnU-Net, and the
+    others' share in the noise's mean is lost.
     """
-    planes, rows, columns = (axis(n, m) for n, m in zip(voxels.shape, target, strict=True))
-    out = np.empty(target, np.float32)
+    out = np.zeros(target, np.float32)
+    if anti_aliasing:
+        _average(voxels, clip, out)
+    else:
+        _interpolate(voxels, clip, out)
+    return np.rint(out, out=out)
+
+
+def _interpolate(voxels: Array, clip: tuple[float, float], out: Floats) -> None:
+    """Trilinear interpolation of clipped ``voxels`` into ``out``."""
+    planes, rows, columns = (axis(n, m) for n, m in zip(voxels.shape, out.shape, strict=True))
     for z, (low, high, fraction) in enumerate(zip(*planes, strict=True)):
         lower, upper = (np.clip(voxels[i].astype(np.float32, copy=False), *clip) for i in (low, high))
         plane = _lerp(lower, upper, fraction)
         plane = _lerp(plane[rows.low], plane[rows.high], rows.fraction[:, None])
-        plane = _lerp(plane[:, columns.low], plane[:, columns.high], columns.fraction)
-        np.rint(plane, out=out[z])
+        out[z] = _lerp(plane[:, columns.low], plane[:, columns.high], columns.fraction)
+
+
+def _average(voxels: Array, clip: tuple[float, float], out: Floats) -> None:
+    """Means of clipped ``voxels`` by ``taps``, added to ``out``; every slice is read once."""
+    planes, rows, columns = (taps(n, m) for n, m in zip(voxels.shape, out.shape, strict=True))
+    for z, voxel_plane in enumerate(voxels):
+        shares = np.where(planes.samples == z, planes.weights, 0).sum(axis=1)  # of this slice in every target
+        targets = np.flatnonzero(shares)
+        if not targets.size:
+            continue
+        plane = np.clip(voxel_plane.astype(np.float32, copy=False), *clip)
+        plane = _mean_of_rows(_mean_of_rows(plane, rows).T, columns).T
+        for i in targets:
+            out[i] += shares[i] * plane
+
+
+def _mean_of_rows(plane: Floats, along: Taps) -> Floats:
+    """``taps`` along the first axis of ``plane``, whose rows are contiguous afterwards."""
+    out = along.weights[:, :1] * plane[along.samples[:, 0]]
+    for k in range(1, along.samples.shape[1]):
+        out += along.weights[:, k : k + 1] * plane[along.samples[:, k]]
     return out
 
 

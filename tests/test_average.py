@@ -51,9 +51,10 @@ def test_the_mean_of_weights_keeps_the_last_plan_and_names_its_networks(tmp_path
     ("other", "message"),
     [
         (make_bundle(spacing=(4.0, 2.0, 3.0)), r"bundle 1: spacing is \(4.0, 2.0, 3.0\); expected the last one's"),
+        (make_bundle(anti_aliasing=True), "bundle 1: anti_aliasing is True; expected the last one's, False"),
         (make_bundle(u_net()), "bundle 1: another network than the last one's; weights differ in "),
     ],
-    ids=["another grid", "another network"],
+    ids=["another grid", "other means", "another network"],
 )
 def test_networks_of_two_kinds_have_no_mean(other: Bundle, message: str) -> None:
     with pytest.raises(BundleError, match=message):

@@ -31,7 +31,7 @@ def changed(path: str, value: Any) -> str:
     return json.dumps(content)
 
 
-REQUIRED = [name for name in json.loads(PLAN.to_json()) if name != "precision"]
+REQUIRED = [name for name in json.loads(PLAN.to_json()) if name not in ("precision", "anti_aliasing")]
 
 
 @pytest.mark.parametrize("path", [*REQUIRED, "model.sha256", "model.file", "intensity.std"])
@@ -57,6 +57,13 @@ def test_a_plan_that_names_no_precision_bears_bfloat16() -> None:
     assert Plan.from_json(json.dumps(content | {"precision": "float32"})).precision == "float32"
 
 
+def test_a_plan_that_does_not_name_anti_aliasing_has_none() -> None:
+    content = json.loads(PLAN.to_json())
+    del content["anti_aliasing"]
+    assert not Plan.from_json(json.dumps(content)).anti_aliasing
+    assert Plan.from_json(json.dumps(content | {"anti_aliasing": True})).anti_aliasing
+
+
 def test_mirroring_that_training_never_showed_is_refused() -> None:
     plan = make_plan(level_model(), mirrored_axes=(2,))
     plan.check_mirroring(())
@@ -79,6 +86,7 @@ def test_an_unknown_field_is_named(path: str) -> None:
         ("mirrored_axes", [3], "0, 1, 2"),
         ("precision", "float16", "bfloat16 or float32"),
         ("precision", None, "bfloat16 or float32"),
+        ("anti_aliasing", 1, "true or false"),
         ("orientation", "SLP", "such as LPS"),
         ("orientation", "LPX", "such as LPS"),
         ("orientation", 3, "such as LPS"),

@@ -52,6 +52,7 @@ SETTINGS = [
     'data.auxiliary_classes=["bone"]',
     "prepare.spacing=[4.0, 4.0, 4.0]",
     "prepare.workers=1",
+    "prepare.anti_aliasing=true",
     "network.patch=[8, 16, 16]",
     "network.features=[4, 4, 8, 8]",
     "network.kernels=[[3, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]]",
@@ -125,6 +126,7 @@ def test_the_bundle_has_the_organs_and_says_where_it_came_from(run_folder: Path)
     bundle = read_bundle(Workspace(run_folder).bundle)
     assert bundle.plan.classes == CLASSES
     assert bundle.plan.patch == (8, 16, 16)
+    assert bundle.plan.anti_aliasing
     assert set(bundle.plan.organ_minima_mm3) == set(CLASSES[1:])
     assert (bundle.plan.provenance["cases"], bundle.plan.provenance["epochs"]) == (3, 2)
     assert bundle.plan.provenance["command"].startswith("python -m train fit --data data --out run --set")

@@ -22,6 +22,7 @@ from inference.__main__ import main
 from inference.bundle import write_bundle
 from inference.engine import OpenVinoEngine
 from inference.pipeline import Options, Segmenter
+from inference.resample import to_working_grid
 from inference.volume import Shape, Volume, read_labels, read_volume
 from tests.conftest import block_levels, block_scan, level_model, make_bundle, save_nifti, u_net
 
@@ -214,6 +215,15 @@ def test_a_network_is_compiled_once_for_the_windows_that_fit_the_scan(
     segmenter.segment(scan)
     assert prepared.window != bundle.plan.patch
     assert compiled == [(prepared.window, threads == 1)]  # beside the resampling where there are two threads
+
+
+def test_a_scan_is_averaged_for_a_network_that_learned_from_means() -> None:
+    scan = Volume(SCAN, (2.0, 1.0, 1.0), np.eye(4), None, np.eye(3))
+    for means in (False, True):
+        bundle = make_bundle(anti_aliasing=means)
+        prepared = Segmenter(bundle, OpenVinoEngine(bundle, 1, "f32"), Options(crop=False)).prepare(scan)
+        expected = to_working_grid(SCAN, prepared.image.shape, (-1000.0, 1000.0), means) / 10
+        assert np.allclose(prepared.image, expected)
 
 
 def test_a_network_that_cannot_be_compiled_is_named_at_the_first_window(

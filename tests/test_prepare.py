@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from inference.resample import to_working_grid
 from inference.volume import read_labels, read_volume, write_volume
 from train.config import Config, load_config
 from train.dataset import Case, DatasetError, labelled_cases, unlabelled_cases
 from train.intensities import read_intensities, write_intensities
 from train.prepare import (
     PrepareError,
+    clip_range,
     exact_spacing,
     organ_minima,
     organ_volumes,
@@ -117,6 +119,20 @@ def test_scans_are_clipped_to_the_labelled_organs_range_before_they_are_resample
     write_intensities(workspace.intensities, found | {"percentile_99_5": 100.0})
     prepare([Case("B", image)], settings(), workspace)
     assert read_volume(workspace.image("B")).voxels.max() == 100
+
+
+def test_scans_are_averaged_where_it_is_asked_for(tmp_path: Path) -> None:
+    write_case(tmp_path, "A")
+    scan = read_volume(tmp_path / "imagesTr" / "A_0000.nii.gz").voxels
+    found = {}
+    for way in ("false", "true"):
+        workspace = Workspace(tmp_path / way)
+        config = settings(f"prepare.anti_aliasing={way}")
+        prepare(labelled_cases(tmp_path, config.data), config, workspace)
+        found[way] = read_volume(workspace.image("A")).voxels
+        expected = to_working_grid(scan, found[way].shape, clip_range(workspace), way == "true")
+        assert (found[way] == expected).all()
+    assert (found["true"] != found["false"]).any()
 
 
 def test_what_was_prepared_without_a_range_is_not_mixed_with_it(tmp_path: Path) -> None:

@@ -36,14 +36,62 @@ def test_a_scan_is_interpolated_trilinearly_and_edges_replicate(source: tuple, t
     assert np.abs(found - resized(scan, target)).max() <= 0.501  # whole HU
 
 
-def test_a_scan_is_clipped_before_it_is_interpolated() -> None:
+def averaged(array: np.ndarray, target: tuple[int, int, int]) -> np.ndarray:
+    """The mean under a triangle, one axis after the other and one target after the other, of an array whose edges go on."""
+    for axis, count in enumerate(target):
+        source = array.shape[axis]
+        pad = [(2 * source, 2 * source) if a == axis else (0, 0) for a in range(3)]
+        padded, reach, means = np.pad(array.astype(float), pad, "edge"), max(1.0, source / count), []
+        for i in range(count):
+            away = np.abs(np.arange(5 * source) - 2 * source - ((i + 0.5) * source / count - 0.5))
+            means.append(np.average(padded, axis, np.clip(1 - away / reach, 0, None)))
+        array = np.stack(means, axis)
+    return array
+
+
+@given(SIZES, SIZES, st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_a_scan_is_averaged_where_the_working_grid_is_coarser(source: tuple, target: tuple, seed: int) -> None:
+    scan = np.random.default_rng(seed).integers(-1000, 1000, source).astype(np.int16)
+    found = to_working_grid(scan, target, anti_aliasing=True)
+    assert found.dtype == np.float32
+    assert np.abs(found - averaged(scan, target)).max() <= 0.501  # whole HU
+
+
+def test_averaging_is_that_of_torch_inside_and_interpolation_on_a_finer_grid() -> None:
+    torch = pytest.importorskip("torch")
+    scan = np.random.default_rng(3).integers(-1000, 1000, (4, 50, 70)).astype(np.int16)
+    found = to_working_grid(scan, (4, 20, 31), anti_aliasing=True)
+    batch = torch.tensor(scan.astype(np.float32))[None]
+    expected = torch.nn.functional.interpolate(batch, (20, 31), mode="bilinear", antialias=True)[0].numpy()
+    assert np.abs(found - expected)[:, 3:-3, 3:-3].max() <= 0.501
+    finer = (9, 50, 80)
+    assert np.abs(to_working_grid(scan, finer, anti_aliasing=True) - to_working_grid(scan, finer)).max() <= 1
+
+
+def test_averaging_takes_noise_away_and_leaves_edges_where_they_are() -> None:
+    noise = np.random.default_rng(4).normal(0, 30, (20, 120, 120)).astype(np.int16)
+    sampled, mean = (to_working_grid(noise, (20, 45, 45), anti_aliasing=way).std() for way in (False, True))
+    assert mean < 0.5 * sampled
+    step = np.zeros((1, 1, 120), np.int16)
+    step[..., 61:] = 100  # inside a voxel of 8/3
+    found = to_working_grid(step, (1, 1, 45), anti_aliasing=True)[0, 0]
+    assert found.sum() * 120 / 45 == pytest.approx(100 * 59, rel=0.005)
+
+
+@pytest.mark.parametrize("anti_aliasing", [False, True])
+def test_a_scan_is_clipped_before_it_is_interpolated(anti_aliasing: bool) -> None:
     scan = np.array([[[0, 1000, 0, -1000]]], np.int16)
-    assert to_working_grid(scan, (1, 1, 2), (-100.0, 200.0)).ravel().tolist() == [100, -50]
-    assert to_working_grid(scan, (1, 1, 2)).ravel().tolist() == [500, -500]
+    found = to_working_grid(scan, (1, 1, 2), (-100.0, 200.0), anti_aliasing).ravel().tolist()
+    assert found == ([75, -25] if anti_aliasing else [100, -50])  # weights of 1, 3, 3, 1 eighths
+    if not anti_aliasing:
+        assert to_working_grid(scan, (1, 1, 2)).ravel().tolist() == [500, -500]
 
 
-def test_a_constant_scan_stays_constant_up_to_its_border() -> None:
-    assert (to_working_grid(np.full((5, 7, 9), 40, np.int16), (13, 3, 20)) == 40).all()
+@pytest.mark.parametrize("anti_aliasing", [False, True])
+def test_a_constant_scan_stays_constant_up_to_its_border(anti_aliasing: bool) -> None:
+    scan = np.full((5, 7, 9), 40, np.int16)
+    assert (to_working_grid(scan, (13, 3, 20), anti_aliasing=anti_aliasing) == 40).all()
 
 
 @given(SIZES, SIZES, st.integers(2, 5), st.integers(0, 1000))

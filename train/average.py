@@ -21,7 +21,7 @@ from train.trainer.kernels import widened
 log = logging.getLogger(__name__)
 
 # What two networks must share for a mean of them to be one: how a scan reaches them and what their outputs mean.
-GRID = ("spacing", "patch")
+GRID = ("spacing", "anti_aliasing", "patch")
 SHARED = ("orientation", *GRID, "classes", "intensity")
 
 

@@ -139,9 +139,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Prepare:
-    """The working grid, mm (z, y, x), and how many scans are brought onto it side by side."""
+    """The working grid, mm (z, y, x), how scans are brought onto it, and how many side by side."""
 
     spacing: Annotated[Spacing, Each(Real(0.2, 20), 3)]
+    anti_aliasing: Annotated[bool, Switch()]
     workers: Annotated[int, Whole(0, 1024)]
 
 

@@ -136,6 +136,7 @@ def export(
         organ_minima_mm3=json.loads(workspace.organ_minima.read_text(encoding="utf-8")),
         mirrored_axes=AXES if config.training.mirroring else (),
         precision=config.export.precision,
+        anti_aliasing=config.prepare.anti_aliasing,
         provenance=provenance,
     )
     bundle = Bundle(plan, model)

@@ -78,8 +78,8 @@ def prepare_case(case: Case, config: Config, workspace: Workspace) -> None:
             merged = with_auxiliary(labels, auxiliary)
             write_volume(workspace.training_label(case.id), labels_to_working_grid(merged, target), affine)
     range_hu = clip_range(workspace)
-    voxels = np.clip(to_working_grid(scan.voxels, target, range_hu), INT16.min, INT16.max).astype(np.int16)
-    write_volume(workspace.image(case.id), voxels, affine)
+    voxels = to_working_grid(scan.voxels, target, range_hu, config.prepare.anti_aliasing)
+    write_volume(workspace.image(case.id), np.clip(voxels, INT16.min, INT16.max).astype(np.int16), affine)
 
 
 def clip_range(workspace: Workspace) -> tuple[float, float]:
