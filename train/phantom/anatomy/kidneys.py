@@ -12,10 +12,14 @@ from train.phantom.tissue import BOWEL, LUMEN, ORGAN_TISSUES, T
 SQUARE = 0.15  # of a kidney's ellipsoid
 FORMS = ("Y", "V", "lambda", "line")  # of an adrenal gland in an axial slice
 PTOTIC = {-1: 0.22, 1: 0.07}  # share of kidneys, right and left, that lie low
+WEDGE = 9.0  # mm, half of the fat between crus and right gland at its widest
 BESIDE = (
     8.0  # mm from the middle of an adrenal gland to the cardia, below which the esophagus would cover the gland ...
 )
 ALONE = 30.0  # ... and the same where the kidney has come down, so that the gland may lie above the cardia
+# Right and left: share of adrenal glands that lie across, and by how many radians at most.
+ACROSS = {-1: (0.4, 1.0), 1: (0.25, 0.6)}
+ASIDE = 1.7  # radians from straight back that a leaf points at most
 # Right and left, mean and SD: mm of a kidney's middle behind that of the spine, radians that its hilum is turned to the front.
 BEHIND = {-1: (4, 7), 1: (6, 5)}
 TURNED = {-1: (0.58, 0.26), 1: (0.5, 0.22)}
@@ -182,7 +186,7 @@ def adrenals(scene: Scene) -> None:
         parts = _adrenal_limbs(scene, middle, side)
         gland = _of_volume(parts, middle, 1.07 * scene.grown_target(name, middle))
         margin = 0.3 + min(scene.gap, 3.5) * scene.u(0.2, 1.0)
-        around = (*ORGAN_TISSUES["stomach"], T.SPLEEN, T.PANCREAS, *BOWEL, T.PORTAL)
+        around = (*ORGAN_TISSUES["stomach"], *ORGAN_TISSUES["gallbladder"], T.SPLEEN, T.PANCREAS, *BOWEL, T.PORTAL)
         kidneys = (T.RIGHT_CORTEX, T.LEFT_CORTEX, T.RIGHT_MEDULLA, T.LEFT_MEDULLA)
         if side < 0:
             _wedge(scene, gland, middle, 0.5 * margin)
@@ -232,7 +236,7 @@ def _wedge(scene: Scene, gland: list[Tube], middle: Doubles, margin: float) -> N
     for part in gland:
         crus, _, half, _ = section(scene.crura[-1], float(part.points[0, 2]))
         outer = part.points[:, 0] - part.radii - margin
-        inner = np.maximum(outer + 4, crus - half)
+        inner = np.clip(crus - half, outer + 4, outer + 2 * WEDGE)
         points = np.column_stack([(outer + inner) / 2, part.points[:, 1:]])
         radii = (inner - outer) / 2
         if part.points[-1, 1] > middle[1] + 6:  # a leaf: on to the back
@@ -263,7 +267,7 @@ def _adrenal_limbs(scene: Scene, middle: Doubles, side: int) -> list[Tube]:
     u, n = scene.u, scene.n
     right = side < 0
     form = scene.r.choice(FORMS, p=(0.3, 0.22, 0.08, 0.4) if right else (0.36, 0.32, 0.24, 0.08))
-    height, levels = u(22, 40), 5
+    height, levels = u(22, 40), 8
     crest = {"Y": u(6, 13), "V": u(0, 3), "lambda": u(8, 16), "line": u(5, 10)}[form]
     lengths = np.array((u(16, 32), u(11, 26)) if right else (u(13, 26), u(11, 24)))
     if form == "lambda":
@@ -273,6 +277,7 @@ def _adrenal_limbs(scene: Scene, middle: Doubles, side: int) -> list[Tube]:
     # 0 is straight back, pi/2 away from the midline; the right gland runs between crus and liver, along either of them.
     medial = u(-0.1, 0.75) if right else u(-0.25, 0.3)
     directions = (medial, medial + (u(0.25, 0.65) if right else u(0.35, 1.2)))
+    across, swing = _across(scene, side)
     fine = float(scene.variants.uniform(0.6, 1.0))  # many limbs are no thicker than 2 to 3 mm
     curve, thick = scene.r.normal(0, 0.25, 2), tuple(fine * t for t in (u(1.5, 2.7), u(1.4, 2.6), u(1.5, 2.7)))
     height, lengths = height / fine**0.5, lengths / fine**0.5
@@ -289,7 +294,7 @@ def _adrenal_limbs(scene: Scene, middle: Doubles, side: int) -> list[Tube]:
             length = float(lengths[k] * share[k])
             if length < 3:
                 continue
-            way = directions[k] + np.array((-0.5, 0.5)) * curve[k]
+            way = min(directions[k] + across + swing * t, ASIDE) + np.array((-0.5, 0.5)) * curve[k]
             steps = np.stack([side * np.sin(way), np.cos(way), 0 * way], 1) * length / 2
             leaf = fork + np.vstack([np.zeros(3), np.cumsum(steps, axis=0)])
             parts.append(Tube(leaf, [thick[k + 1], thick[k + 1], 0.75 * thick[k + 1]], (1, 1, stretch)))
@@ -298,6 +303,17 @@ def _adrenal_limbs(scene: Scene, middle: Doubles, side: int) -> list[Tube]:
         thickest = u(2.6, 4.4) * (1 if scene.retro.random() > 0.15 else scene.retro.uniform(1.3, 1.9))  # nodular
         parts.append(Tube(np.array([middle + half + lean * -0.2, middle - half + lean * 0.2]), thickest))
     return parts
+
+
+def _across(scene: Scene, side: int) -> tuple[float, float]:
+    """Radians by which a gland's leaves turn away from the midline, all of them, and from the top down besides.
+
+    Low leaves lie across the front of the kidney; where it reaches high beside the vena cava, so does the whole right gland.
+    """
+    r = scene.variants
+    share, most = ACROSS[side]
+    turned, swing = float(r.uniform(0.3, most)), float(r.uniform(0.0, 0.8))
+    return (turned if r.random() < share else 0.0), swing
 
 
 def _of_volume(parts: list[Tube], about: Doubles, millilitres: float) -> list[Tube]:
