@@ -86,6 +86,27 @@ def test_a_crus_of_the_diaphragm_lies_beside_the_right_adrenal_gland() -> None:
     assert np.mean([crus_near(seed, "right_adrenal_gland") for seed in SEEDS]) > 0.7
 
 
+def turned(seed: int, name: str, low: bool) -> float:
+    """Degrees by which the longest line of a gland's upper or lower half points away from straight back, outwards."""
+    gland = body(seed).labels == ID[name]
+    slices = np.flatnonzero(gland.any((1, 2)))
+    half = slices[: len(slices) // 2] if low else slices[len(slices) // 2 :]
+    places = [np.argwhere(gland[z]).astype(float) for z in half if gland[z].sum() > 5]
+    around = np.concatenate([at - at.mean(axis=0) for at in places])
+    back, left = np.linalg.eigh(around.T @ around)[1][:, 1]
+    outwards = left if name.startswith("left") else -left
+    angle = float(np.degrees(np.arctan2(outwards * np.sign(back), abs(back))))
+    return angle if angle > -45 else angle + 180
+
+
+@pytest.mark.parametrize("name", ["right_adrenal_gland", "left_adrenal_gland"])
+def test_low_leaves_of_an_adrenal_gland_lie_across_and_some_glands_whole(name: str) -> None:
+    upper, lower = np.array([[turned(seed, name, low) for seed in range(400, 408)] for low in (False, True)])
+    assert np.mean(lower) > max(38, np.mean(upper) + 5)
+    assert lower.max() > 70
+    assert upper.min() < 20
+
+
 def organs_at_the_spine(seed: int) -> float:
     """mL of liver, spleen and stomach within 6 mm of vertebrae, 3 cm to either side of them, beside the right gland."""
     phantom = body(seed)
