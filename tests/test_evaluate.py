@@ -1,6 +1,8 @@
 import argparse
 import csv
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -21,6 +23,7 @@ from train.evaluate import (
 )
 from train.metrics import Score
 
+ROOT = Path(__file__).resolve().parents[1]
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
 PERFECT = {organ.name: Score(1.0, 1.0) for organ in ORGANS}
 FAILED = {organ.name: Score(0.0, 0.0) for organ in ORGANS}
@@ -224,7 +227,7 @@ def test_a_wrong_folder_is_refused_and_nothing_is_written(
         (tmp_path / "predictions" / name).touch()
     assert call(tmp_path) == 2
     assert message in caplog.text
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_an_empty_folder_of_predictions_scores_0_and_one_of_references_is_refused(
@@ -283,4 +286,25 @@ def test_groups_of_phantoms_need_all_organs(tmp_path: Path, caplog: pytest.LogCa
     pair(tmp_path, organs(), organs())
     assert call(tmp_path, "--organs", "liver", "--records", str(tmp_path)) == 2
     assert "expected it without --organs" in caplog.text
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_sigterm_does_not_wait_for_all_the_cases(tmp_path: Path, jobs: str) -> None:
+    """Sent to this process alone, as ``docker stop`` does; nothing is written of a folder that was scored in part."""
+    many = 300
+    for path in pair(tmp_path, organs(), organs()):
+        for number in range(1, many):
+            path.with_name(f"B{number:03}.nii.gz").hardlink_to(path)
+    words = [f"--{name}={tmp_path / name}" for name in ("predictions", "references", "out")]
+    command = [sys.executable, "-m", "train", "evaluate", *words, "--jobs", jobs]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if f" 10/{many} " in line:
+                process.terminate()
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 143, rest
+    assert rest.count(f"/{many} ") < many / 2
+    assert not list((tmp_path / "out").iterdir())
