@@ -212,6 +212,13 @@ def test_a_cut_organ_does_not_set_the_minimum_while_a_whole_one_exists() -> None
     assert organ_minima([whole, cut]) == {"liver": 900.0, "aorta": 40.0}
 
 
+def test_cut_organs_count_where_hardly_any_case_shows_a_whole_one() -> None:
+    cut = [{"esophagus": {"mm3": 3000.0 + number, "cut": True}} for number in range(9)]
+    whole = {"esophagus": {"mm3": 57000.0, "cut": False}}
+    assert organ_minima([*cut, whole]) == {"esophagus": 57000.0}  # a tenth
+    assert organ_minima([*cut, cut[0], whole]) == {"esophagus": 3000.0}
+
+
 def test_volumes_are_in_mm3_and_know_what_the_scan_cuts() -> None:
     labels = np.zeros((6, 5, 5), np.uint8)
     labels[2:4, 1:3, 1:3] = 1

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 FIRST_AUXILIARY = len(ORGANS) + 1
 INT16 = np.iinfo(np.int16)
+WHOLE = 0.1  # share of an organ's cases that have to show a whole one, for the others not to count
 DIED = "a process that prepared scans died, most likely for lack of memory; lower prepare.workers"
 
 
@@ -127,20 +128,24 @@ def organ_volumes(labels: Labels, spacing: Spacing) -> dict[str, dict[str, float
 def organ_minima(volumes: Iterable[Mapping[str, Mapping[str, float | bool]]]) -> dict[str, float]:
     """Smallest volume in mm3 of each organ over the labelled cases (paper section 2.3, first rule).
 
-    An organ that the scan cuts off says nothing about how small a whole one is: it counts only where no case shows a
-    whole one. An organ that no case has is left out, and the rule skips it.
+    An organ that the scan cuts off says nothing about how small a whole one is, so it does not count; but it does where
+    hardly any case shows a whole one (``WHOLE``). Those few are as long as the trunk, and the rule would take an
+    esophagus whose mask ends a slice before the scan does for a fragment of theirs. An organ that no case has is left
+    out, and the rule skips it.
     """
-    whole: dict[str, float] = {}
-    cut: dict[str, float] = {}
+    whole: dict[str, list[float]] = {organ.name: [] for organ in ORGANS}
+    cut: dict[str, list[float]] = {organ.name: [] for organ in ORGANS}
     for case in volumes:
         for name, entry in case.items():
-            minima = cut if entry["cut"] else whole
-            minima[name] = min(float(entry["mm3"]), minima.get(name, float("inf")))
-    return {
-        organ.name: (whole | {k: v for k, v in cut.items() if k not in whole})[organ.name]
-        for organ in ORGANS
-        if organ.name in whole | cut
-    }
+            (cut if entry["cut"] else whole)[name].append(float(entry["mm3"]))
+    minima = {}
+    for organ in ORGANS:
+        found, rest = whole[organ.name], cut[organ.name]
+        if len(found) < WHOLE * (len(found) + len(rest)):
+            found = found + rest
+        if found:
+            minima[organ.name] = min(found)
+    return minima
 
 
 def write_organ_minima(cases: Sequence[str], workspace: Workspace) -> dict[str, float]:
