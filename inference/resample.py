@@ -16,9 +16,11 @@ from inference.threads import Each, in_turn
 from inference.volume import Array, Labels, Shape, Spacing
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
 UNCLIPPED = (-np.inf, np.inf)  # HU
+ABOVE_TIE = 1e-6  # HU
 
 
 class Axis(NamedTuple):
@@ -57,7 +59,7 @@ class Taps(NamedTuple):
     """Weighted means along one axis: target i is the sum over k of ``weights[i, k] * source[samples[i, k]]``."""
 
     samples: Indices
-    weights: Floats
+    weights: Doubles
 
 
 def taps(source: int, target: int) -> Taps:
@@ -72,7 +74,7 @@ def taps(source: int, target: int) -> Taps:
     index = np.floor(position - reach).astype(np.intp) + 1 + np.arange(int(np.ceil(2 * reach)))
     weights = np.maximum(0, 1 - np.abs(index - position) / reach)
     weights /= weights.sum(axis=1, keepdims=True)
-    return Taps(index.clip(0, source - 1), weights.astype(np.float32))
+    return Taps(index.clip(0, source - 1), weights)
 
 
 def to_working_grid(
@@ -85,39 +87,43 @@ def to_working_grid(
     working voxel spans, weighted by a triangle; without it only the two next to its centre count, as in nnU-Net, and the
     others' share in the noise's mean is lost.
     """
-    out = np.zeros(target, np.float32)
-    if anti_aliasing:
-        _average(voxels, clip, out)
-    else:
-        _interpolate(voxels, clip, out)
-    return np.rint(out, out=out)
+    image = _average(voxels, clip, target) if anti_aliasing else _interpolate(voxels, clip, target)
+    return np.rint(image, out=image).astype(np.float32, copy=False)
 
 
-def _interpolate(voxels: Array, clip: tuple[float, float], out: Floats) -> None:
-    """Trilinear interpolation of clipped ``voxels`` into ``out``."""
-    planes, rows, columns = (axis(n, m) for n, m in zip(voxels.shape, out.shape, strict=True))
+def _interpolate(voxels: Array, clip: tuple[float, float], target: Shape) -> Floats:
+    """Trilinear interpolation of clipped ``voxels``."""
+    planes, rows, columns = (axis(n, m) for n, m in zip(voxels.shape, target, strict=True))
+    out = np.empty(target, np.float32)
     for z, (low, high, fraction) in enumerate(zip(*planes, strict=True)):
         lower, upper = (np.clip(voxels[i].astype(np.float32, copy=False), *clip) for i in (low, high))
         plane = _lerp(lower, upper, fraction)
         plane = _lerp(plane[rows.low], plane[rows.high], rows.fraction[:, None])
         out[z] = _lerp(plane[:, columns.low], plane[:, columns.high], columns.fraction)
+    return out
 
 
-def _average(voxels: Array, clip: tuple[float, float], out: Floats) -> None:
-    """Means of clipped ``voxels`` by ``taps``, added to ``out``; every slice is read once."""
-    planes, rows, columns = (taps(n, m) for n, m in zip(voxels.shape, out.shape, strict=True))
+def _average(voxels: Array, clip: tuple[float, float], target: Shape) -> Doubles:
+    """Means of clipped ``voxels`` by ``taps``; every slice is read once.
+
+    In doubles and a little above (``ABOVE_TIE``): means of whole HU often lie halfway between two, and are rounded up whatever
+    the order of the sums.
+    """
+    planes, rows, columns = (taps(n, m) for n, m in zip(voxels.shape, target, strict=True))
+    out = np.full(target, ABOVE_TIE)
     for z, voxel_plane in enumerate(voxels):
         shares = np.where(planes.samples == z, planes.weights, 0).sum(axis=1)  # of this slice in every target
         targets = np.flatnonzero(shares)
         if not targets.size:
             continue
-        plane = np.clip(voxel_plane.astype(np.float32, copy=False), *clip)
+        plane = np.clip(voxel_plane.astype(np.float64), *clip)
         plane = _mean_of_rows(_mean_of_rows(plane, rows).T, columns).T
         for i in targets:
             out[i] += shares[i] * plane
+    return out
 
 
-def _mean_of_rows(plane: Floats, along: Taps) -> Floats:
+def _mean_of_rows(plane: Doubles, along: Taps) -> Doubles:
     """``taps`` along the first axis of ``plane``, whose rows are contiguous afterwards."""
     out = along.weights[:, :1] * plane[along.samples[:, 0]]
     for k in range(1, along.samples.shape[1]):

@@ -43,6 +43,18 @@ def resized(volume: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return ndimage.map_coordinates(volume.astype(np.float32), np.broadcast_arrays(*grid), order=1, mode="nearest")
 
 
+def averaged(volume: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The mean under a triangle that reaches a sample of the coarser grid, axis by axis, edges replicated."""
+    for axis, (n, m) in enumerate(zip(volume.shape, shape)):
+        reach, matrix = max(1.0, n / m), np.zeros((m, n))
+        for row, middle in zip(matrix, (np.arange(m) + 0.5) * n / m - 0.5):
+            near = np.arange(int(middle - reach) - 1, int(middle + reach) + 2)
+            np.add.at(row, near.clip(0, n - 1), np.clip(1 - np.abs(near - middle) / reach, 0, None))
+        matrix /= matrix.sum(axis=1, keepdims=True)
+        volume = np.moveaxis(np.tensordot(matrix, volume.astype(float), (1, axis)), 0, axis)
+    return volume + 1e-6  # halves are rounded up
+
+
 def windows(size: int, patch: int, step: float) -> list[int]:
     count = int(np.ceil((size - patch) / (patch * step))) + 1
     return [int(np.round(n * (size - patch) / max(1, count - 1))) for n in range(count)]
@@ -54,7 +66,8 @@ def plain_labels(bundle: Bundle, engine: Engine, scan: Volume, patch: Shape) -> 
     shape = [max(1, round(old / new * n)) for n, old, new in zip(scan.shape, scan.spacing, plan.spacing)]
     intensity = plan.intensity
     clipped = np.clip(scan.voxels.astype(np.float32), intensity.clip_low, intensity.clip_high)
-    image = (np.rint(resized(clipped, tuple(shape))) - intensity.mean) / intensity.std
+    on_grid = (averaged if plan.anti_aliasing else resized)(clipped, tuple(shape))
+    image = (np.rint(on_grid) - intensity.mean) / intensity.std
     missing = [max(0, p - n) for n, p in zip(shape, patch)]
     image = np.pad(image, [(m // 2, m - m // 2) for m in missing]).astype(np.float32)
     bells = [np.exp(-0.5 * ((np.arange(p) - p // 2) / (p / 8)) ** 2) for p in patch]

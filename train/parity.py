@@ -8,6 +8,7 @@ voxels (docs/log.md tells what that costs).
 import argparse
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def compare(bundle: Bundle, scan: Volume, engine: Engine, separate_z: bool | None) -> dict[str, float]:
-    """DSC of every organ with at least SMALLEST voxels on either side, between this core and nnU-Net's predictor."""
+    """DSC of every organ with at least SMALLEST voxels on either side, between this core and nnU-Net's predictor.
+
+    Scans are interpolated on both sides, whatever the plan says: nnU-Net cannot average them.
+    """
+    bundle = replace(bundle, plan=replace(bundle.plan, anti_aliasing=False))
     ours = Segmenter(bundle, engine, Options(postprocess=False, crop=False, fit=False)).segment(scan).labels
     return _agreement(ours, nnunet.predict(bundle, scan, engine, separate_z), bundle.plan.classes)
 
