@@ -13,10 +13,9 @@ SQUARE = 0.15  # of a kidney's ellipsoid
 FORMS = ("Y", "V", "lambda", "line")  # of an adrenal gland in an axial slice
 PTOTIC = {-1: 0.22, 1: 0.07}  # share of kidneys, right and left, that lie low
 WEDGE = 9.0  # mm, half of the fat between crus and right gland at its widest
-BESIDE = (
-    8.0  # mm from the middle of an adrenal gland to the cardia, below which the esophagus would cover the gland ...
-)
-ALONE = 30.0  # ... and the same where the kidney has come down, so that the gland may lie above the cardia
+# mm from the middle of an adrenal gland to the cardia, below which the esophagus would cover the gland; and the same where the
+# kidney has come down, so that the gland may lie above the cardia.
+BESIDE, ALONE = 8.0, 30.0
 # Right and left: share of adrenal glands that lie across, and by how many radians at most.
 ACROSS = {-1: (0.4, 1.0), 1: (0.25, 0.6)}
 ASIDE = 1.7  # radians from straight back that a leaf points at most
