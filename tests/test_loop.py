@@ -25,7 +25,7 @@ import pytest
 from inference.bundle import PLAN_NAME, read_bundle
 from inference.organs import CLASSES, ORGANS
 from inference.volume import atomic_write, read_labels
-from train import loop, nnunet
+from train import budget, loop, nnunet
 from train.agreement import Agreement
 from train.cluster import Job, Labels, Queue
 from train.config import ConfigError, load_config
@@ -145,6 +145,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     for number in range(1, 7):
         (data / "unlabeled" / f"U{number}_0000.nii.gz").touch()
     world = World(data)
+    monkeypatch.setattr(budget, "free_bytes", lambda run: 10**15)  # whatever disk the tests run on
     monkeypatch.setattr(loop, "prepare", world.prepare)
     monkeypatch.setattr(loop, "export", world.export)
     monkeypatch.setattr(loop, "load_labeller", world.load_labeller)
