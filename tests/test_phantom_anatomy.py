@@ -15,7 +15,7 @@ from train.phantom.canvas import Below, Canvas, Composite, Ellipsoid, Tube, _amo
 from train.phantom.census import ABDOMEN, SPACING, census, healthy_labels, outside, volumes
 from train.phantom.disease import Disease
 from train.phantom.sheet import arrange
-from train.phantom.tissue import ORGAN_TISSUES, T
+from train.phantom.tissue import BOWEL, ORGAN_TISSUES, T
 from train.phantom.volumes import LIMITS
 
 ID = {organ.name: organ.id for organ in ORGANS}
@@ -260,6 +260,43 @@ def test_the_duodenum_crosses_flat_upon_the_vena_cava_and_the_aorta() -> None:
     assert np.mean(gaps <= 4) > 0.8
     assert 6 <= np.median(depths) <= 14
     assert depths.max() <= 20
+
+
+def test_the_duodenum_before_the_vena_cava_is_thick_in_half_of_the_bodies() -> None:
+    deepest = []
+    for seed in range(400, 424):
+        array = labels(seed)
+        duodenum, cava = (array == ID[name] for name in ("duodenum", "inferior_vena_cava"))
+        lowest = slice(0, int(np.flatnonzero(duodenum.any((1, 2)))[0]) + 5)
+        deepest.append(duodenum[lowest].sum(1)[cava[lowest].any(1)].max(initial=0) * SPACING[1])
+    assert 0.4 < np.mean(np.array(deepest) >= 18) < 0.95
+
+
+def test_hardly_any_bowel_or_liver_lies_behind_the_pancreas() -> None:
+    shares = []
+    for seed in FEW:
+        wrong = np.isin(painted(seed).canvas.tissue, (*BOWEL, *ORGAN_TISSUES["liver"]))
+        found = []
+        for plane, other in zip(labels(seed), wrong, strict=True):
+            aorta = np.flatnonzero((plane == ID["aorta"]).any(0))
+            for column in range(aorta[0] - 4, aorta[-1] + 5) if aorta.size else ():
+                rows = np.flatnonzero(plane[:, column] == ID["pancreas"])
+                if rows.size:
+                    found.append(bool(other[rows[-1] + 1 : rows[-1] + 9, column].any()))
+        shares.append(float(np.mean(found)))
+    assert np.mean(shares) < 0.3
+
+
+def test_the_left_lobe_of_many_livers_lies_before_the_middle_of_the_stomach() -> None:
+    shares = []
+    for seed in range(400, 424):
+        array = labels(seed)
+        slices = np.flatnonzero((array == ID["stomach"]).any((1, 2)))
+        plane = array[(slices[0] + slices[-1]) // 2]
+        stomach, liver = plane == ID["stomach"], plane == ID["liver"]
+        columns = np.flatnonzero(stomach.any(0))
+        shares.append(np.mean([liver[: stomach[:, column].argmax(), column].any() for column in columns]))
+    assert np.mean(shares) > 0.22
 
 
 def test_the_heart_lies_on_the_diaphragm() -> None:

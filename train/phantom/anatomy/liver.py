@@ -48,14 +48,14 @@ def liver(scene: Scene) -> None:
         "right_angles": np.array([n(0, 0.08), n(0.1, 0.08), n(0, 0.1)]),
         "lower": np.array([-0.66 * scene.half, n(6, 9), n(24, 13) + zl - riedel]),
         "lower_axes": np.array([n(44, 6) * scene.ax, n(60, 9) * scene.ay, n(60, 11) + 0.8 * riedel]),
-        "left": np.array([n(-4, 9) * scene.ax, n(-0.52, 0.05) * b.cavity_front, n(86, 8) + zl]),
-        "left_axes": np.array([n(76, 15) * scene.ax + beaver, n(36, 6) * scene.ay, n(35, 7)]),
+        "left": np.array([n(0, 10) * scene.ax, n(-0.52, 0.05) * b.cavity_front, n(80, 8) + zl]),
+        "left_axes": np.array([n(76, 15) * scene.ax + beaver, scene.u(22, 42) * scene.ay, n(40, 7)]),
         "left_angles": np.array([0, n(-0.22, 0.13), n(-0.1, 0.13)]),
         "caudate": np.array([-13 * scene.ax, b.spine_front(70) - 34, n(80, 5) + zl]),
-        "hollow": np.array([n(10, 5) * scene.ax, 14.0 * scene.ay, n(18, 5) + zl * 0.6]),
+        "hollow": np.array([n(12, 5) * scene.ax, 8.0 * scene.ay, n(16, 5) + zl * 0.6]),
         "groove": np.array([n(36, 4) * scene.ax, b.spine_front(100) - 4, n(100, 4) + zl]),
         "groove_axes": np.array([n(42, 4) * scene.ax, n(36, 4) * scene.ay, n(48, 4)]),
-        "hollow_axes": np.array([n(62, 4) * scene.ax, n(58, 4) * scene.ay, n(50, 4)]),
+        "hollow_axes": np.array([n(62, 4) * scene.ax, n(60, 4) * scene.ay, n(52, 4)]),
     }
     hug = Hug(-1, float(scene.wall.uniform(4, 16)) * (1 - 0.4 * b.visceral), float(scene.wall.uniform(25, 50)))
     scale = scene.fit(lambda k: _liver_at(scene, k, pose), scene.targets["liver"] * 1.25, hug, 1.5)
@@ -134,7 +134,7 @@ def _lower_edge(scene: Scene, riedel: float) -> dict[str, Doubles]:
     """Where the lower face begins at the right wall, mostly above the kidney's lower pole, and how it rises to the left and the back."""
     pole = float(scene.shapes["right_kidney"].bounds()[0][2]) + 0.7 * scene.lowered["right_kidney"]
     edge = pole + scene.n(24, 22) - riedel
-    slope = np.array([scene.u(0.26, 0.52), scene.u(0.05, 0.5)])
+    slope = np.array([scene.u(0.18, 0.46), scene.u(0.05, 0.5)])
     return {"edge": np.array([-scene.half, -0.3 * scene.body.cavity_front, edge]), "slope": slope}
 
 

@@ -15,6 +15,9 @@ def duodenum_and_pancreas(scene: Scene) -> None:
     n, c = scene.n, scene.canvas
     aorta_y = scene.body.spine_front(-10) - 20
     low = n(-44, 11)
+    # Behind the pancreas lie vessels and fat, no bowel and no liver.
+    c.paint(Ellipsoid((4, aorta_y - 4, 6), (48 * scene.ax, 24, 50)), T.FAT, BOWEL)
+    c.paint(Ellipsoid((16, aorta_y - 6, 6), (32 * scene.ax, 22, 48)), T.FAT, ORGAN_TISSUES["liver"])
     tube, bend = _duodenal_tube(scene, aorta_y, low)
     ends = tube.points[-1]
     jejunum = Tube(
@@ -32,28 +35,38 @@ def duodenum_and_pancreas(scene: Scene) -> None:
 
 
 def _duodenal_tube(scene: Scene, aorta_y: float, low: float) -> tuple[Tube, int]:
-    """The C, and the point at which its crossing part begins: flat between the great and the mesenteric vessels."""
+    """The C, and the point at which its crossing part begins: flat between the great and the mesenteric vessels.
+
+    On the right, before the vena cava and below the pancreas, it is often as thick as it is high.
+    """
     n, u, r = scene.n, scene.u, scene.viscera
     px, py, pz = scene.pylorus
     wide, bulb = n(-50, 6) * scene.ax, u(0.85, 1.4)
     climbs = u(0, 1) < 0.25  # no level third part: a V
-    thick, flat = float(r.uniform(8, 14)), float(r.uniform(20, 30))  # mm from front to back, and high
+    # mm from front to back: before the vena cava, between the vessels, left of them; mm high
+    right, between, left = (float(v) for v in r.uniform((9, 8, 9), (27, 14, 20)))
+    high = max(float(r.uniform(20, 30)), right)
     cava_x, aorta_x = (float(v.points[np.argmin(np.abs(v.points[:, 2] - low)), 0]) for v in (scene.cava, scene.aorta))
     rise = low + (14 if climbs else 4)
 
-    def upon(vessel: Tube, z: float) -> float:
+    def upon(vessel: Tube, z: float, thick: float) -> float:
         return vessel.front(z) - 0.5 * thick + 0.5
 
+    middle = 0.5 * (min(right, 18) + between)
     points = [
         (px, py, pz),
         (px - 16, py + 14, pz + n(5, 5)),
         (0.5 * (px - 16 + wide), aorta_y - 14, 0.5 * (pz + n(5, 5))),
         (wide, aorta_y - n(2, 4), 0.5 * low + 12),
         (0.9 * wide, aorta_y - n(4, 3), low + 8),
-        (cava_x - 8, upon(scene.cava, low) + n(0, 1), low),
-        (0.5 * (cava_x + aorta_x), min(upon(scene.cava, low), upon(scene.aorta, rise)), 0.5 * (low + rise)),
-        (aorta_x + 2, upon(scene.aorta, rise), rise),
-        (aorta_x + 22, upon(scene.aorta, rise) + n(2, 2), rise + 9),
+        (cava_x - 8, upon(scene.cava, low, right) + n(0, 1), low),
+        (
+            0.5 * (cava_x + aorta_x),
+            min(upon(scene.cava, low, middle), upon(scene.aorta, rise, middle)),
+            0.5 * (low + rise),
+        ),
+        (aorta_x + 2, upon(scene.aorta, rise, between), rise),
+        (aorta_x + 22, upon(scene.aorta, rise, 0.5 * (between + left)) + n(2, 2), rise + 9),
         (n(30, 5) * scene.ax, aorta_y - 12, max(rise + n(26, 6), -14)),
     ]
     bend = 4 * 4 + 2
@@ -61,16 +74,20 @@ def _duodenal_tube(scene: Scene, aorta_y: float, low: float) -> tuple[Tube, int]
     across = len(course) - bend
     widths = np.array([9, 13 * bulb, 12, 12, 12]) * np.exp(r.normal(0, 0.13, 5))
     upper = Tube(course[:bend], widths, (1, u(0.8, 1.0), 1)).bumpy(scene.r, u(0.05, 0.16))
-    lower = Tube(course[bend:], 0.5 * flat * np.exp(r.normal(0, 0.09, 6)), (1, thick / flat, 1))
+    depth = np.interp(
+        np.arange(bend, len(course)), 4 * np.arange(5, 10), (right, middle, between, 0.5 * (between + left), left)
+    )
+    flat = np.column_stack([np.ones(across), depth / high, np.ones(across)])
+    lower = Tube(course[bend:], 0.5 * high * np.exp(r.normal(0, 0.09, 6)), flat)
     target = scene.grown_target("duodenum", course) * 1000
-    if (most := 0.5 * target) < lower.volume:
+    if (most := 0.55 * target) < lower.volume:
         lower = lower.wide((most / lower.volume) ** 0.5)
     upper = upper.of_volume(1.1 * (target - lower.volume) / 1000)
     widest = min(1.6 * float(np.median(upper.radii)), 21.0)  # a bulb of 6 cm is none
     radii = np.concatenate([np.minimum(upper.radii, widest), lower.radii])
-    flatness = np.concatenate([np.full(bend, float(upper.stretch[1])), np.full(across, thick / flat)])
+    flatness = np.concatenate([np.full(bend, float(upper.stretch[1])), flat[:, 1]])
     round_end = np.linspace(0, 1, 5)[1:-1]
-    flatness[bend - 2 : bend + 1] = flatness[0] + (thick / flat - flatness[0]) * round_end
+    flatness[bend - 2 : bend + 1] = flatness[0] + (float(flat[0, 1]) - flatness[0]) * round_end
     ones = np.ones(len(course))
     return Tube(course, radii, np.stack([ones, flatness, ones], 1)), bend
 
