@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.bundle import Bundle, BundleError, Plan
+from inference.head import widen_head
 from inference.mapped import MappedWeights
 from inference.onnx_file import FLOAT, FLOAT16, INT64, Node, OnnxFileError, append, open_port, opset, ports, to_half
 from inference.resample import Floats
@@ -166,6 +167,8 @@ class OpenVinoEngine:
             self.unit = _unit(self._model, bundle.plan.patch)
             take_apart(self._model)
             self.growth = self._growth()
+            if self._half:
+                widen_head(self._model)
         except RuntimeError as error:
             raise _refused(bundle.plan, error) from error
 
@@ -204,10 +207,15 @@ class OpenVinoEngine:
         self._type = self._compiled.input(0).get_element_type().to_dtype()
         self._window = window
 
+    @property
+    def _half(self) -> bool:
+        """Whether the engine computes in bfloat16."""
+        capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return "BF16" in capabilities and "INFERENCE_PRECISION_HINT" not in self._options
+
     def _growth(self) -> float:
         """How many times the patch's voxels a window may have: of those that keep to LARGEST_LAYER, and at least the patch."""
-        half = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        itemsize = 2 if half and "INFERENCE_PRECISION_HINT" not in self._options else 4
+        itemsize = 2 if self._half else 4
         layers = (node.output(0).get_shape() for node in self._model.get_ops() if node.get_type_name() == "Convolution")
         largest = max((math.prod(shape) * itemsize for shape in layers), default=1)
         return min(MOST_GROWTH, max(1.0, LARGEST_LAYER / largest))

@@ -56,11 +56,21 @@ def test_the_comparison_sees_another_network() -> None:
     assert export._compare(model, net, PATCH) > export.TOLERANCE
 
 
-def test_the_file_equals_torch_on_rounded_weights() -> None:
+@pytest.mark.parametrize(("kind", "most"), [("float16", 5e-3), ("bfloat16", 4e-2)])
+def test_the_file_equals_torch_on_rounded_weights(kind: str, most: float) -> None:
     net = network(14)
-    change = export._round_weights(net, PATCH)
-    assert 0 < change < 5e-3
+    change = export._round_weights(net, PATCH, kind)
+    assert most / 100 < change < most
     assert export._compare(export.to_onnx(net, PATCH, half=True), net, PATCH) < export.TOLERANCE
+
+
+def test_weights_rounded_to_bfloat16_lose_nothing_in_it() -> None:
+    net = network(14)
+    export._round_weights(net, PATCH, "bfloat16")
+    weight = next(p for p in net.parameters() if p.numel() >= export.SMALL_TENSOR).detach()
+    normal = weight[weight.abs() > 1e-4]  # smaller ones are fewer bits of float16
+    assert normal.numel() > 0.9 * weight.numel()
+    assert torch.equal(normal.bfloat16().float(), normal)
 
 
 def test_a_fold_is_all_or_a_number() -> None:

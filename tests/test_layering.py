@@ -18,6 +18,7 @@ ORDER = [
     "sliding_window",
     "onnx_file",
     "skips",
+    "head",
     "mapped",
     "engine",
     "stitching",

@@ -266,7 +266,7 @@ class Inference:
 class Export:
     """How model.onnx is stored, and what the inference may compute it in."""
 
-    weights: Annotated[str, Choice(("float16", "float32"))]
+    weights: Annotated[str, Choice(("bfloat16", "float16", "float32"))]
     precision: Annotated[str, Choice(PRECISIONS)]
     max_megabytes: Annotated[float, Real(0, 1e5, inclusive=False)]
 

@@ -104,8 +104,9 @@ def export(
     plans = nnunet.read_plans(dataset, workspace)
     patch = plans["configurations"][CONFIGURATION]["patch_size"]
     patch = (int(patch[0]), int(patch[1]), int(patch[2]))
-    half = config.export.weights == "float16"
-    rounding = _round_weights(network, patch) if half else 0.0
+    kind = config.export.weights
+    half = kind != "float32"
+    rounding = _round_weights(network, patch, kind) if half else 0.0
     if len(config.classes) > len(CLASSES) and not auxiliary:
         network = fold_auxiliary(network)
     model = to_onnx(network, patch, half)
@@ -122,7 +123,7 @@ def export(
         )
     provenance = _provenance(checkpoint, workspace) | {
         "error_against_torch": error,
-        "error_of_float16_weights": rounding,
+        "error_of_rounded_weights": rounding,
     }
     plan = Plan(
         format_version=FORMAT_VERSION,
@@ -215,15 +216,16 @@ def _store_half(model: Any) -> None:
         model.graph.node.insert(0, node)
 
 
-def _round_weights(network: Any, patch: Shape) -> float:
-    """Round large weights to float16 in place. Returns by how much the logits change, relative to the largest."""
+def _round_weights(network: Any, patch: Shape, kind: str) -> float:
+    """Round large weights in place, to float16 or first to bfloat16. Returns by how much the logits change, relative to the largest."""
     import torch
 
     before = _run_torch(network, patch)
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.numel() >= SMALL_TENSOR:
-                parameter.copy_(parameter.half().float())
+                rounded = parameter.bfloat16() if kind == "bfloat16" else parameter
+                parameter.copy_(rounded.half().float())
     return _relative(_run_torch(network, patch), before)
 
 
