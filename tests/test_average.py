@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from inference.bundle import Bundle, BundleError, read_bundle, write_bundle
@@ -45,6 +46,18 @@ def test_the_mean_of_weights_keeps_the_last_plan_and_names_its_networks(tmp_path
     assert all(np.allclose(found[name], expected[name], 1e-3) for name in expected)
     assert mean.plan.organ_minima_mm3 == {"liver": 7.0}
     assert mean.plan.provenance == {"cases": 4, "mean_of": [bundle.plan.model.sha256 for bundle in bundles]}
+
+
+def test_a_mean_rounded_to_bfloat16_is_held_by_it() -> None:
+    model = level_model(half=True)
+    bundles = [make_bundle(times(model, factor)) for factor in (1, 1.37)]
+    plain, rounded = (weights_of(average(bundles, bfloat16=wanted).model) for wanted in (False, True))
+    half = [name for name, values in plain.items() if values.dtype == np.float16]
+    held = {name: torch.from_numpy(rounded[name].copy()).bfloat16().half().numpy() for name in half}
+    assert half
+    assert all(np.array_equal(held[name], rounded[name]) for name in half)
+    assert any((plain[name] != rounded[name]).any() for name in half)
+    assert all(np.allclose(plain[name], rounded[name], 4e-3) for name in half)
 
 
 @pytest.mark.parametrize(

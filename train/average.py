@@ -39,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also of networks on other grids or patches than the last one's, which the mean works on",
     )
+    parser.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help='round the mean as export.weights = "bfloat16" does; for networks in float16',
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder of the mean")
 
 
@@ -46,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the mean; returns the exit code."""
     try:
         bundles = [read_bundle(folder) for folder in arguments.bundles]
-        write_bundle(arguments.out, average(bundles, across_grids=arguments.across_grids))
+        write_bundle(arguments.out, average(bundles, arguments.across_grids, arguments.bfloat16))
     except (BundleError, OSError) as error:
         log.error("%s", error)
         return 1
@@ -54,13 +59,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def average(bundles: Sequence[Bundle], across_grids: bool = False) -> Bundle:
+def average(bundles: Sequence[Bundle], across_grids: bool = False, bfloat16: bool = False) -> Bundle:
     """The mean of the bundles' weights, in the last one's arithmetic and with its plan.
 
     Kernels that are narrower than the last one's count as zero around, as a training that started from them saw them.
-    ``across_grids``: spacing and patch may differ. Raises BundleError where the networks are not of one kind.
+    ``across_grids``: spacing and patch may differ. ``bfloat16``: weights in float16 are rounded to bfloat16 first. Raises BundleError where the networks are not of one kind.
     """
     import onnx
+    import torch
     from onnx import numpy_helper
 
     last = bundles[-1]
@@ -86,6 +92,8 @@ def average(bundles: Sequence[Bundle], across_grids: bool = False) -> Bundle:
         values = weights[-1][tensor.name]
         if values.dtype.kind == "f":
             mean = np.mean([each[tensor.name].astype(np.float64) for each in weights], axis=0)
+            if bfloat16 and values.dtype == np.float16:
+                mean = torch.from_numpy(mean).bfloat16().double().numpy()
             tensor.CopyFrom(numpy_helper.from_array(mean.astype(values.dtype), tensor.name))
     content = model.SerializeToString()
     plan = replace(last.plan, model=replace(last.plan.model, sha256=sha256(content).hexdigest()))
