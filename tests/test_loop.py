@@ -518,7 +518,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from train.phantom import Recipe, write_dataset
 
     folder = tmp_path_factory.mktemp("phantoms")
-    write_dataset(folder, 6, 5, 0, seed=5, recipe=Recipe(spacing=(10.0, 8.0, 8.0), auxiliary=True), jobs=2)
+    write_dataset(folder, 6, 5, 0, seed=6, recipe=Recipe(spacing=(10.0, 8.0, 8.0), auxiliary=True), jobs=2)
     return folder
 
 
