@@ -5,7 +5,7 @@ import openvino
 import pytest
 
 from inference.bundle import read_bundle
-from inference.engine import openvino_core
+from inference.engine import load_engine, openvino_core
 from inference.head import widen_head
 from tests.conftest import u_net
 
@@ -31,9 +31,12 @@ def test_a_transposed_convolution_of_one_voxel_answers_as_the_convolution() -> N
     np.testing.assert_allclose(answer(model, "f32"), expected, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.skipif(
+bfloat16 = pytest.mark.skipif(
     "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), reason="this CPU has no bfloat16"
 )
+
+
+@bfloat16
 def test_logits_of_a_network_in_bfloat16_are_finer_than_bfloat16() -> None:
     model, exact = shipped(), answer(shipped(), "f32")
     widen_head(model)
@@ -41,6 +44,13 @@ def test_logits_of_a_network_in_bfloat16_are_finer_than_bfloat16() -> None:
     assert not (coarse.view(np.uint32) & 0xFFFF).any()
     assert np.mean(fine.view(np.uint32) & 0xFFFF != 0) > 0.9
     assert np.abs(fine - exact).mean() < np.abs(coarse - exact).mean()
+
+
+@bfloat16
+def test_the_engine_widens_the_head_in_bfloat16() -> None:
+    bundle = read_bundle(WEIGHTS)
+    logits = load_engine(bundle, "cpu", 1, "bf16")(np.random.default_rng(0).normal(size=bundle.plan.patch))
+    assert np.mean(logits.view(np.uint32) & 0xFFFF != 0) > 0.9
 
 
 def test_a_kernel_of_more_than_a_voxel_stays() -> None:

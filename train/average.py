@@ -63,7 +63,8 @@ def average(bundles: Sequence[Bundle], across_grids: bool = False, bfloat16: boo
     """The mean of the bundles' weights, in the last one's arithmetic and with its plan.
 
     Kernels that are narrower than the last one's count as zero around, as a training that started from them saw them.
-    ``across_grids``: spacing and patch may differ. ``bfloat16``: weights in float16 are rounded to bfloat16 first. Raises BundleError where the networks are not of one kind.
+    ``across_grids``: spacing and patch may differ. ``bfloat16``: weights in float16 are rounded to bfloat16 first. Raises
+    BundleError where the networks are not of one kind.
     """
     import onnx
     import torch
