@@ -84,6 +84,25 @@ def test_a_gap_in_an_adrenal_gland_is_closed() -> None:
     assert np.count_nonzero(closed) == 11
 
 
+def test_the_fat_between_an_adrenal_glands_limbs_stays() -> None:
+    labels = empty()
+    labels[4, 5:9, 5] = labels[4, 5:9, 8] = labels[4, 4, 5:9] = RIGHT_ADRENAL
+    assert (close_adrenal_glands(labels, context()) == labels).all()
+    labels[4, 5:9, 11] = RIGHT_ADRENAL  # a component beside it: the gap between them is filled, the one between the limbs not
+    joined = close_adrenal_glands(labels, context())
+    assert (joined[4, 5:9, 9:11] == RIGHT_ADRENAL).all()
+    assert np.count_nonzero(joined) == np.count_nonzero(labels) + 8
+
+
+def test_a_fragment_draws_no_closing_along() -> None:
+    labels = empty()
+    labels[4, 2:12, 5] = RIGHT_ADRENAL
+    labels[4, 6, 9] = RIGHT_ADRENAL  # one of eleven voxels, which rule 5 takes
+    assert (close_adrenal_glands(labels, context()) == labels).all()
+    labels[4, 7, 9] = RIGHT_ADRENAL
+    assert np.count_nonzero(close_adrenal_glands(labels, context())) == 12 + 6
+
+
 def test_closing_overwrites_no_other_organ() -> None:
     labels = empty()
     labels[4, 5, 2:6] = RIGHT_ADRENAL
@@ -272,6 +291,39 @@ def test_boxes_and_cubes_equal_scipys(shape: tuple[int, int, int], density: floa
         flat = ndimage.binary_dilation(mask, np.ones((1, 3, 3), bool))
         np.testing.assert_array_equal(_dilated(mask, 1, axes=(1, 2)), flat)
         assert [_box(mask)] == (ndimage.find_objects(mask.astype(np.uint8)) or [None])
+
+
+def test_the_adrenal_rule_equals_a_closing_looked_at_piece_by_piece() -> None:
+    """Written once more, with scipy."""
+    random = np.random.default_rng(0)
+    cube, around = np.ones((5, 5, 5), bool), np.ones((3, 3, 3), bool)
+    kept = dropped = fragments = 0
+    for share in (0.004, 0.01, 0.02) * 10:
+        gland = ndimage.binary_dilation(random.random((8, 12, 14)) < share, np.ones((1, 2, 3), bool))
+        labels = np.where(gland, RIGHT_ADRENAL, LIVER * (random.random(gland.shape) < 0.1)).astype(np.uint8)
+        wanted = labels.copy()
+        while True:
+            gland = wanted == RIGHT_ADRENAL
+            components, count = ndimage.label(gland, around)
+            for index in range(1, count + 1):
+                if np.count_nonzero(components == index) < 0.1 * np.count_nonzero(gland):
+                    components[components == index] = 0
+                    fragments += 1
+            whole = components > 0
+            added = ndimage.binary_closing(np.pad(whole, 2), cube)[2:-2, 2:-2, 2:-2] & ~whole
+            parts, count = ndimage.label(added, around)
+            before = wanted.copy()
+            for index in range(1, count + 1):
+                neighbours = set(components[ndimage.binary_dilation(parts == index, around)]) - {0}
+                if len(neighbours) > 1:
+                    wanted[(parts == index) & (wanted == 0)] = RIGHT_ADRENAL
+                    kept += 1
+                else:
+                    dropped += 1
+            if (wanted == before).all():
+                break
+        np.testing.assert_array_equal(close_adrenal_glands(labels, context()), wanted)
+    assert min(kept, dropped, fragments) > 10
 
 
 def test_the_gallbladder_rule_equals_the_ring_of_every_component_in_every_slice() -> None:
