@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.bundle import Bundle, BundleError, Plan
-from inference.head import widen_head
 from inference.mapped import MappedWeights
 from inference.onnx_file import FLOAT, FLOAT16, INT64, Node, OnnxFileError, append, open_port, opset, ports, to_half
+from inference.precision import in_two_parts, widen_head, widen_input
 from inference.resample import Floats
 from inference.skips import take_apart
 from inference.sliding_window import MOST_GROWTH, Window
@@ -167,6 +167,7 @@ class OpenVinoEngine:
             self.unit = _unit(self._model, bundle.plan.patch)
             take_apart(self._model)
             self.growth = self._growth()
+            self._in_two_parts = self._half and widen_input(self._model)
             if self._half:
                 widen_head(self._model)
         except RuntimeError as error:
@@ -176,7 +177,8 @@ class OpenVinoEngine:
         """Window (z, y, x) to logits (classes, z, y, x). Raises EngineError for a size that the network cannot take."""
         z, y, x = window.shape
         self.make_ready((z, y, x))
-        feed = np.ascontiguousarray(window[None, None], dtype=self._type)
+        parts = in_two_parts(window) if self._in_two_parts else window[None]
+        feed = np.ascontiguousarray(parts[None], dtype=self._type)
         _trim_heap()
         # A request keeps its output for the next window; one of its own lets the logits go with whoever has them.
         output = self._compiled.create_infer_request().infer([feed], share_inputs=True, share_outputs=True)[0]
@@ -199,7 +201,7 @@ class OpenVinoEngine:
 
     def _compile(self, window: Shape) -> None:
         self._window, self._compiled = None, None
-        self._model.reshape([1, 1, *window])
+        self._model.reshape([1, 2 if self._in_two_parts else 1, *window])
         self._compiled = self._core.compile_model(self._model, "CPU", self._options)
         if self._weights:
             self._weights.give_back()

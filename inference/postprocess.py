@@ -234,8 +234,9 @@ def _bridges(gland: Mask) -> Mask:
     parts = _components(pieces + 2 * added.astype(np.uint8))
     # Parts of one kind never touch: every edge is between a piece and something added.
     edges = np.array(list(cc3d.region_graph(parts, connectivity=26)), np.int64)
-    bridge: Mask = np.bincount(edges.ravel(), minlength=int(parts.max()) + 1) > 1
-    return added & bridge[parts]
+    bridge = np.bincount(edges.ravel(), minlength=int(parts.max()) + 1) > 1
+    joining: Mask = added & bridge[parts]
+    return joining
 
 
 def _components(labels: Mask | Labels) -> Components:
