@@ -18,7 +18,7 @@ ORDER = [
     "sliding_window",
     "onnx_file",
     "skips",
-    "head",
+    "precision",
     "mapped",
     "engine",
     "stitching",
