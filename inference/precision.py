@@ -41,12 +41,9 @@ def widen_input(model: Any) -> bool:
     from openvino import opset13 as opset
 
     image = model.inputs[0]
-    readers = [reader.get_node() for reader in image.get_target_inputs()]
-    if [node.get_type_name() for node in readers] != [
-        "Convolution"
-    ] or image.get_element_type().to_dtype() != np.float32:
+    node, *others = [reader.get_node() for reader in image.get_target_inputs()]
+    if others or node.get_type_name() != "Convolution" or image.get_element_type().to_dtype() != np.float32:
         return False
-    (node,) = readers
     attributes = node.get_attributes()
     where = [attributes[name] for name in ("strides", "pads_begin", "pads_end", "dilations", "auto_pad")]
     shape = image.get_partial_shape()

@@ -88,9 +88,8 @@ def test_the_fat_between_an_adrenal_glands_limbs_stays() -> None:
     labels = empty()
     labels[4, 5:9, 5] = labels[4, 5:9, 8] = labels[4, 4, 5:9] = RIGHT_ADRENAL
     assert (close_adrenal_glands(labels, context()) == labels).all()
-    labels[4, 5:9, 11] = (
-        RIGHT_ADRENAL  # a component beside it: the gap between them is filled, the one between the limbs not
-    )
+    # A piece beside it: the gap between the two is filled, the one between the limbs is not.
+    labels[4, 5:9, 11] = RIGHT_ADRENAL
     joined = close_adrenal_glands(labels, context())
     assert (joined[4, 5:9, 9:11] == RIGHT_ADRENAL).all()
     assert np.count_nonzero(joined) == np.count_nonzero(labels) + 8
