@@ -26,6 +26,7 @@ from inference.volume import (
     SUFFIXES,
     Labels,
     Shape,
+    Spacing,
     Volume,
     VolumeError,
     atomic_write,
@@ -100,14 +101,14 @@ class Stopwatch:
 @dataclass(frozen=True)
 class Prepared:
     """A scan as the network sees it: ``image`` (z, y, x) on the working grid, normalised, of the ``box`` of a scan of
-    ``shape`` voxels of ``voxel_volume`` mm3; ``window``: of the sliding window, voxels of the working grid; ``watch``: what
+    ``shape`` voxels, ``spacing`` mm apart; ``window``: of the sliding window, voxels of the working grid; ``watch``: what
     that took. The scan's own voxels are no longer needed."""
 
     image: Floats
     window: Shape
     box: tuple[slice, slice, slice]
     shape: Shape
-    voxel_volume: float
+    spacing: Spacing
     watch: Stopwatch
 
     @property
@@ -177,7 +178,7 @@ class Segmenter:
                 clip = (intensity.clip_low, intensity.clip_high)
                 image = to_working_grid(voxels, working, clip, self.plan.anti_aliasing)
                 image = normalise(image, intensity)
-        return Prepared(image, window, box, scan.shape, scan.voxel_volume, watch)
+        return Prepared(image, window, box, scan.shape, scan.spacing, watch)
 
     def finish(self, prepared: Prepared, progress: Progress | None = None) -> Segmentation:
         """Label map of a scan that was prepared, on its own grid."""
@@ -188,7 +189,7 @@ class Segmenter:
         warnings = self._left_to_host
         if self.options.postprocess:
             with watch.stage("rules"):
-                labels, notes = postprocess(labels, Context.of(self.plan, prepared.voxel_volume, self._each))
+                labels, notes = postprocess(labels, Context.of(self.plan, prepared.spacing, self._each))
                 warnings = (*warnings, *notes)
         if not labels.any():
             warnings = (*warnings, "no organ found: the mask is empty")

@@ -88,7 +88,7 @@ def plain_labels(bundle: Bundle, engine: Engine, scan: Volume, patch: Shape) -> 
         logits = resized((channel / total)[inside], scan.shape)
         labels[logits > best] = index
         np.maximum(best, logits, out=best)
-    return postprocess(labels, Context.of(plan, scan.voxel_volume))[0]
+    return postprocess(labels, Context.of(plan, scan.spacing))[0]
 
 
 # Precision, and the least DSC of an organ and of a small one. "auto" is what the bundle says: the shipped one float32.

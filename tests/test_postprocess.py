@@ -13,20 +13,23 @@ from inference.postprocess import (
     _box,
     _closed,
     _dilated,
+    _within,
     close_adrenal_glands,
     crop_to_abdomen,
     postprocess,
+    remove_displaced,
     remove_fragments,
     remove_too_small,
     return_gallbladder_to_liver,
 )
 
 IDS = {name: index for index, name in enumerate(CLASSES) if index}
-LIVER, SPLEEN, AORTA, RIGHT_ADRENAL, GALLBLADDER, ESOPHAGUS = 1, 3, 5, 7, 9, 10
+LIVER, SPLEEN, AORTA, RIGHT_ADRENAL, GALLBLADDER, ESOPHAGUS, LEFT_KIDNEY = 1, 3, 5, 7, 9, 10, 13
+SPACING = (2.0, 1.0, 1.0)  # mm
 
 
 def context(**minima: float) -> Context:
-    return Context(IDS, minima, 2.0)
+    return Context(IDS, minima, SPACING)
 
 
 def empty(shape: tuple[int, int, int] = (10, 20, 20)) -> np.ndarray:
@@ -137,6 +140,18 @@ def test_slices_beyond_vessels_and_esophagus_go_and_their_own_stay() -> None:
     assert (cropped[3:8] == labels[3:8]).all()
 
 
+def test_a_vessels_small_pieces_hold_no_slices() -> None:
+    labels = empty()
+    labels[:, 2:5, 2:5] = LIVER
+    labels[5:9, 10, 10] = AORTA
+    labels[0, 16, 16] = AORTA  # under half of four voxels
+    labels[2:4, 16, 16] = AORTA  # half
+    labels[9, 12, 12] = ESOPHAGUS  # its own largest
+    cropped = crop_to_abdomen(labels, context())
+    assert [bool(plane.any()) for plane in cropped] == [z >= 2 for z in range(10)]
+    assert (cropped[2:] == labels[2:]).all()
+
+
 def test_a_scan_without_vessels_keeps_its_labels_and_says_so() -> None:
     labels = empty()
     labels[2:8, 2:8, 2:8] = LIVER
@@ -188,6 +203,60 @@ def test_the_scans_border_does_not_count_as_liver() -> None:
     assert (return_gallbladder_to_liver(labels, context()) == labels).all()
 
 
+def liver_and_two_gallbladders() -> np.ndarray:
+    """The larger is 11 mm from the liver (y), the smaller touches it and is under a tenth of both."""
+    labels = empty((10, 40, 20))
+    labels[1:9, 2:12, 2:18] = LIVER
+    labels[2:7, 22:28, 8:14] = GALLBLADDER
+    labels[5, 12:15, 6:9] = GALLBLADDER
+    return labels
+
+
+def test_a_gallbladder_far_from_the_liver_goes_where_another_is_near() -> None:
+    labels = liver_and_two_gallbladders()
+    kept = remove_displaced(labels, context())
+    assert (kept == labels).all()  # the smaller one is a fragment: too little to decide
+    labels[6, 12:15, 6:9] = labels[7, 12:15, 6:9] = GALLBLADDER
+    kept = remove_displaced(labels, context())
+    assert not (kept[:, 20:] == GALLBLADDER).any()
+    assert (kept[:, :20] == labels[:, :20]).all()
+    assert (postprocess(labels, context())[0][:, :20] == labels[:, :20]).all()
+
+
+def test_what_is_near_is_in_millimetres() -> None:
+    labels = liver_and_two_gallbladders()
+    labels[5:8, 12:15, 6:9] = GALLBLADDER
+    for mm, stays in ((1.0, False), (0.6, True)):  # 11 and 6.6 mm
+        kept = remove_displaced(labels, Context(IDS, {}, (2.0, mm, 1.0)))
+        assert (kept[:, 20:] == GALLBLADDER).any() == stays
+
+
+def test_components_that_are_all_far_stay() -> None:
+    labels = liver_and_two_gallbladders()
+    labels[:, 12:16] = 0
+    labels[2:7, 32:36, 8:14] = GALLBLADDER
+    assert (remove_displaced(labels, context()) == labels).all()
+    labels[labels == LIVER] = 0
+    assert (remove_displaced(labels, context()) == labels).all()
+
+
+def test_a_fragment_of_the_neighbour_is_no_neighbour() -> None:
+    labels = liver_and_two_gallbladders()
+    labels[5:8, 12:15, 6:9] = GALLBLADDER
+    labels[4, 29, 10] = LIVER
+    assert not (remove_displaced(labels, context())[:, 20:] == GALLBLADDER).any()
+
+
+def test_a_spleen_in_the_pelvis_goes() -> None:
+    labels = empty((80, 20, 20))
+    labels[60:70, 4:8, 4:8] = LEFT_KIDNEY
+    labels[62:75, 10:14, 4:8] = SPLEEN
+    labels[0:25, 10:14, 4:8] = SPLEEN
+    kept = remove_displaced(labels, context())
+    assert not kept[:30].any()
+    assert (kept[30:] == labels[30:]).all()
+
+
 def test_a_fragment_under_a_tenth_of_its_organ_goes() -> None:
     labels = empty()
     labels[2:4, 2:7, 2:7] = SPLEEN  # 50
@@ -235,12 +304,13 @@ def test_each_rule_is_idempotent_and_leaves_its_input_alone(rule) -> None:
     assert changed > 0
 
 
-def test_the_rules_run_in_the_papers_order() -> None:
+def test_the_rules_run_in_the_papers_order_and_ours_before_the_last() -> None:
     assert [rule.__name__ for rule in RULES] == [
         "remove_too_small",
         "close_adrenal_glands",
         "crop_to_abdomen",
         "return_gallbladder_to_liver",
+        "remove_displaced",
         "remove_fragments",
     ]
     # The gallbladder in the liver, rejoined by rule 4, is no fragment for rule 5: order shows in the result.
@@ -252,7 +322,7 @@ def test_the_rules_run_in_the_papers_order() -> None:
 def test_a_bundle_without_the_organs_skips_their_rules() -> None:
     labels = empty()
     labels[2:6, 3, 3:6] = labels[2:6, 3, 7:9] = 1
-    other = Context({"bladder": 1}, {}, 2.0)
+    other = Context({"bladder": 1}, {}, SPACING)
     result, warnings = postprocess(labels, other)
     assert (result == labels).all()
     assert warnings == ()
@@ -292,6 +362,17 @@ def test_boxes_and_cubes_equal_scipys(shape: tuple[int, int, int], density: floa
         flat = ndimage.binary_dilation(mask, np.ones((1, 3, 3), bool))
         np.testing.assert_array_equal(_dilated(mask, 1, axes=(1, 2)), flat)
         assert [_box(mask)] == (ndimage.find_objects(mask.astype(np.uint8)) or [None])
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 2.4, 2.4), (3.0, 0.8, 1.7)])
+@pytest.mark.parametrize("reach", [0.0, 4.0, 8.0, 60.0])
+def test_distances_equal_scipys(spacing: tuple[float, float, float], reach: float) -> None:
+    random = np.random.default_rng(0)
+    for _ in range(5):
+        mask = random.random((9, 20, 14)) < 0.003
+        mask[4, 4, 4] = True
+        wanted = ndimage.distance_transform_edt(~mask, sampling=spacing) <= reach
+        np.testing.assert_array_equal(_within(mask, reach, spacing), wanted)
 
 
 def test_the_adrenal_rule_equals_a_closing_looked_at_piece_by_piece() -> None:

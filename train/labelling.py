@@ -123,7 +123,7 @@ class Labeller:
             log.warning("%s: no organ found: the pseudo-label is empty", files.image)
         if self.settings.postprocess:
             with watch.stage("rules"):
-                labels, _ = postprocess(labels, Context.of(self.organ_plan, scan.voxel_volume))
+                labels, _ = postprocess(labels, Context.of(self.organ_plan, scan.spacing))
         change = None
         if files.previous is not None:
             with watch.stage("change"):
