@@ -262,7 +262,7 @@ def test_post_processing_is_a_setting(bundles: list[Bundle], labeller: Labeller,
     labels, row = label(Labeller(two, replace(SETTINGS, postprocess=True), 1, "cpu"), scan)
     assert (plain == 3).any()
     assert not (labels == 3).any()
-    assert (labels == postprocess(plain, Context.of(two[0].plan, 16.0))[0]).all()
+    assert (labels == postprocess(plain, Context.of(two[0].plan, (4.0, 2.0, 2.0)))[0]).all()
     assert row.agreement == raw.agreement
     assert row.volumes_ml["spleen"] == 0
 

@@ -216,4 +216,4 @@ def test_no_gallbladder_lies_where_the_fourth_rule_would_give_it_to_the_liver(se
     body = generate(seed, Grid((40, 150, 200), (5.0, 2.0, 2.0), (-90.0, -150.0, -200.0)))
     ids = {organ.name: organ.id for organ in ORGANS}
     assert (body.labels == ids["gallbladder"]).any()
-    assert (return_gallbladder_to_liver(body.labels, Context(ids, {}, 20.0)) == body.labels).all()
+    assert (return_gallbladder_to_liver(body.labels, Context(ids, {}, (5.0, 2.0, 2.0))) == body.labels).all()

@@ -49,7 +49,7 @@ def test_threads_change_no_voxel() -> None:
     for each in (in_turn, side_by_side(3)):
         slabs = sliding_window(image, PATCH, 0.5, lambda window: np.stack([window, -window, window**2]), each=each)
         painted = labels_on_grid(slabs, len(image), (55, 71, 33), each)
-        context = Context.of(make_bundle(organ_minima_mm3={"liver": 1e6, "spleen": 1.0}).plan, 1.0, each)
+        context = Context.of(make_bundle(organ_minima_mm3={"liver": 1e6, "spleen": 1.0}).plan, (1.0, 1.0, 1.0), each)
         found.append((painted, postprocess(labels, context)[0]))
     (one, ruled_by_one), (three, ruled_by_three) = found
     assert len(np.unique(one)) == 3
