@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.resample import Floats
+from inference.skips import PADS, PLACE
 
 
 def widen_head(model: Any) -> bool:
@@ -25,7 +26,7 @@ def widen_head(model: Any) -> bool:
     node = convolutions[-1]
     image, kernel = node.input_values()
     attributes = node.get_attributes()
-    moves = any(n != 0 for name in ("pads_begin", "pads_end") for n in attributes[name])
+    moves = any(n != 0 for name in PADS for n in attributes[name])
     if any(n != 1 for n in (*kernel.get_shape()[2:], *attributes["strides"])) or moves:
         return False
     turned = opset.transpose(kernel, opset.constant([1, 0, 2, 3, 4]))
@@ -45,7 +46,7 @@ def widen_input(model: Any) -> bool:
     if others or node.get_type_name() != "Convolution" or image.get_element_type().to_dtype() != np.float32:
         return False
     attributes = node.get_attributes()
-    where = [attributes[name] for name in ("strides", "pads_begin", "pads_end", "dilations", "auto_pad")]
+    where = [attributes[name] for name in PLACE]
     shape = image.get_partial_shape()
     shape[1] = 2
     both = opset.parameter(shape, np.float32, image.get_node().get_friendly_name())

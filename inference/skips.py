@@ -19,6 +19,7 @@ import numpy.typing as npt
 LIGHT = 4 << 20
 
 PADS = ("pads_begin", "pads_end")
+PLACE = ("strides", *PADS, "dilations", "auto_pad")  # what a convolution takes beside image and kernel, in its order
 
 Array = npt.NDArray[Any]
 
@@ -38,7 +39,7 @@ def take_apart(model: Any) -> int:
         if np.prod(kernel.get_shape()) * kernel.get_element_type().size > LIGHT:
             continue
         attributes = node.get_attributes()
-        where = [attributes[name] for name in ("strides", "pads_begin", "pads_end", "dilations", "auto_pad")]
+        where = [attributes[name] for name in PLACE]
         parts = joined.input_values()
         kernels = opset.variadic_split(kernel, 1, [n.get_length() for n in channels]).outputs()
         terms: list[Any] = []
