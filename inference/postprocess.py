@@ -30,14 +30,13 @@ CLOSING_RADIUS = 2  # 5 x 5 x 5 voxels
 ADRENAL_GLANDS = ("right_adrenal_gland", "left_adrenal_gland")
 VESSELS = ("aorta", "inferior_vena_cava", "esophagus")
 VESSEL_SHARE = 0.5  # of the vessel's largest component
-# An organ, one that it lies by, and the mm between the two that no component of it exceeds. By itself: by its largest component.
-NEIGHBOURS = (
-    ("gallbladder", "liver", 8.0),
-    ("gallbladder", "gallbladder", 30.0),
-    ("duodenum", "inferior_vena_cava", 50.0),
-    ("spleen", "left_kidney", 60.0),
-    ("stomach", "pancreas", 50.0),
-)
+# One that an organ lies by, and the mm between the two that no component of it exceeds.
+NEIGHBOURS = {
+    "gallbladder": ("liver", 8.0),
+    "duodenum": ("inferior_vena_cava", 50.0),
+    "spleen": ("left_kidney", 60.0),
+    "stomach": ("pancreas", 50.0),
+}
 DISTANCE_GRID = 2.0  # mm: voxels that distances are measured between are no further apart, where the scan's own are not
 
 
@@ -172,11 +171,11 @@ def remove_displaced(labels: Labels, context: Context) -> Labels:
     labels = labels.copy()
 
     def check(name: str) -> None:
-        for neighbour, reach in ((other, mm) for own, other, mm in NEIGHBOURS if own == name and other in context.ids):
-            _keep_near(labels, context.ids[name], context.ids[neighbour], reach, context.spacing)
+        neighbour, reach = NEIGHBOURS[name]
+        _keep_near(labels, context.ids[name], context.ids[neighbour], reach, context.spacing)
 
-    # Each changes its own organ, and reads beside it such as none changes.
-    context.each(check, [name for name in dict.fromkeys(own for own, _, _ in NEIGHBOURS) if name in context.ids])
+    # Each changes its organ and reads another that none changes.
+    context.each(check, [name for name, (other, _) in NEIGHBOURS.items() if {name, other} <= context.ids.keys()])
     return labels
 
 
@@ -268,11 +267,10 @@ def _keep_near(labels: Labels, organ: int, neighbour: int, reach: float, spacing
     box = _box((labels == organ) | (labels == neighbour))
     within = labels[box]
     components, beside = (_components(within == each) for each in (organ, neighbour))
-    anchors = _pieces(beside) if neighbour != organ else [_sizes(beside).argmax()]
     step = [max(1, int(DISTANCE_GRID / mm)) for mm in spacing]
     z, y, x = (each * mm for each, mm in zip(step, spacing, strict=True))
     grid = tuple(slice(None, None, each) for each in step)
-    place = _within(np.isin(beside[grid], anchors), reach, (z, y, x))
+    place = _within(np.isin(beside[grid], _pieces(beside)), reach, (z, y, x))
     seen, near = (np.unique(each[each > 0]) for each in (components[grid], components[grid][place]))
     if near.size:
         within[np.isin(components, np.setdiff1d(seen, near))] = 0
