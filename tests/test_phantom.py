@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter1d, label
 
 from inference.organs import ORGANS
-from inference.postprocess import Context, return_gallbladder_to_liver
+from inference.postprocess import Context, remove_displaced, return_gallbladder_to_liver
 from inference.volume import read_labels, read_volume
 from train.phantom import AUXILIARY, Disease, Grid, Phantom, Recipe, add_arguments, generate, run, write_dataset
 from train.phantom.appearance import _through_plane
@@ -217,3 +217,17 @@ def test_no_gallbladder_lies_where_the_fourth_rule_would_give_it_to_the_liver(se
     ids = {organ.name: organ.id for organ in ORGANS}
     assert (body.labels == ids["gallbladder"]).any()
     assert (return_gallbladder_to_liver(body.labels, Context(ids, {}, (5.0, 2.0, 2.0))) == body.labels).all()
+
+
+@pytest.mark.parametrize("seed", [100, 103, 108])
+def test_no_part_of_an_organ_in_a_slab_lies_where_the_rule_for_far_pieces_would_drop_it(seed: int) -> None:
+    """Slabs cut a duodenum in two, and part it from what it lies by."""
+    spacing = (5.0, 2.0, 2.0)
+    body = generate(seed, Grid((40, 150, 200), spacing, (-90.0, -150.0, -200.0)))
+    ids = {organ.name: organ.id for organ in ORGANS}
+    parted = 0
+    for first in range(0, 40, 4):
+        slab = body.labels[first : first + 8]
+        parted += label(slab == ids["duodenum"], np.ones((3, 3, 3)))[1] > 1
+        assert (remove_displaced(slab, Context(ids, {}, spacing)) == slab).all()
+    assert parted
